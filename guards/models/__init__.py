@@ -1,0 +1,8 @@
+"""The model store: pinned files on disk, fetched by `ModelStore.pull` and by nothing else.
+
+Importing this package is cheap; spaCy, ONNX Runtime and onnx are imported when a model is loaded or built.
+"""
+
+from guards.models.store import Model, ModelPullError, ModelState, ModelStore, default_root
+
+__all__ = ["Model", "ModelPullError", "ModelState", "ModelStore", "default_root"]

@@ -1,0 +1,123 @@
+"""Personal data: Presidio's patterns, `phonenumbers`, and the shared entity model, each where it can find something.
+
+Nothing here uses the network or torch. The entity model is English; e-mail addresses, numbers and accounts are found
+in any language.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import msgspec
+import phonenumbers
+
+from guards.errors import ConfigError
+from guards.guard import Needs, Result
+from guards.pii.found import DEFAULT_KINDS, Found, Kind, Places, settle
+from guards.pii.names import NAME_KINDS, may_name, names
+from guards.pii.patterns import PatternScanner
+from guards.pii.phones import DEFAULT_REGIONS, PhoneScanner
+from guards.policy import options_of
+from guards.types import Failure, FailureCode, Hit, Range, Stage, Unit
+
+if TYPE_CHECKING:
+    from guards.artifacts import Artifacts
+    from guards.models import ModelStore
+
+__all__ = ["Options", "PiiGuard", "Profile", "build"]
+
+MAX_CHARS: Final = 131_072
+"""Longer texts are refused: the entity model takes some ten seconds for this much."""
+
+MIN_SCORE: Final = 0.3
+"""Presidio's weakest patterns (any nine digits) stay below this without a context word: noise, not findings."""
+
+SURE_SCORE: Final = 0.5  # from here on a number is not asked again whether it is a phone number
+
+_NO_ROLES: Final = frozenset({"system", "developer", "document"})
+
+
+class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``guards.pii`` in a profile. ``phone_regions``: ISO 3166 codes whose national phone formats are read."""
+
+    phone_regions: tuple[str, ...] = DEFAULT_REGIONS
+
+
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``guards.pii.options`` in a policy. ``kinds``: what to look for; ``documents``: look at documents as well."""
+
+    kinds: tuple[Kind, ...] = DEFAULT_KINDS
+    documents: bool = False
+
+
+class PiiGuard:
+    """Finds personal data in what users, tools and the model write; one hit per entity, kinds by Presidio's names.
+
+    Scores: 1.0 where a checksum holds, 0.85 for names, 0.6 to 0.95 for well-formed numbers, 0.3 to 0.5 for what may be
+    something else. Redaction at 0.5 is what they are made for.
+    """
+
+    name = "pii"
+    stages: frozenset[Stage] = frozenset(("request", "response"))
+    unit: Literal["text", "exchange"] = "text"
+    options_type: type[msgspec.Struct] = Options
+
+    def __init__(self, profile: Profile, entity_revision: str) -> None:
+        self._patterns = PatternScanner()
+        self._phones = PhoneScanner(profile.phone_regions)
+        libraries = ("presidio-analyzer", "phonenumbers", "tldextract")
+        versions = [importlib.metadata.version(library) for library in libraries]
+        self.version = "+".join(["1", *versions, entity_revision, "-".join(profile.phone_regions)])
+
+    def applies(self, unit: Unit, options: Options) -> bool:
+        role = unit.texts[0].role
+        return role not in _NO_ROLES or (role == "document" and options.documents)
+
+    def needs(self, unit: Unit, options: Options) -> Needs:
+        text = unit.texts[0].text
+        return Needs(parse=(text,)) if self._asks_for_names(text, options) else Needs()
+
+    def _asks_for_names(self, text: str, options: Options) -> bool:
+        return len(text) <= MAX_CHARS and not NAME_KINDS.isdisjoint(options.kinds) and may_name(text)
+
+    def check(self, units: Sequence[Unit], options: Options, artifacts: Artifacts) -> Sequence[Result]:
+        """One result per unit: the entities by place, never overlapping, or ``INPUT_TOO_LARGE``."""
+        return [self._check(unit.texts[0].text, options, artifacts) for unit in units]
+
+    def _check(self, text: str, options: Options, artifacts: Artifacts) -> Result:
+        if len(text) > MAX_CHARS:
+            return Failure(FailureCode.INPUT_TOO_LARGE)
+        return [
+            Hit(item.kind, round(item.score, 3), (Range(item.start, item.end),))
+            for item in settle(self._find(text, options, artifacts))
+            if item.score >= MIN_SCORE
+        ]
+
+    def _find(self, text: str, options: Options, artifacts: Artifacts) -> Iterator[Found]:
+        found = list(self._patterns.find(text, options.kinds))
+        yield from found
+        if "PHONE_NUMBER" in options.kinds:
+            taken = Places()
+            for item in settle(found):
+                if item.score >= SURE_SCORE:
+                    taken.add(item.start, item.end)
+            yield from self._phones.find(text, taken)
+        if self._asks_for_names(text, options):
+            yield from names(text, artifacts.entities(text), options.kinds)
+
+
+def build(options: Mapping[str, Any], models: ModelStore) -> PiiGuard:
+    """The guard, its recognizers compiled and the entity model loaded. Blocks for a second or two.
+
+    Raises `ModelMissingError` when the entity model's package is not installed, `ConfigError` for a bad option.
+    """
+    profile = options_of(Profile, options, "guards.pii")
+    assert isinstance(profile, Profile)
+    unknown = sorted(set(profile.phone_regions) - phonenumbers.SUPPORTED_REGIONS)
+    if unknown:
+        raise ConfigError(f"guards.pii.phone_regions: no phone numbers are known for {', '.join(unknown)}")
+    models.entities()
+    revision = next(model.revision for model in models.list() if model.kind == "entities")
+    return PiiGuard(profile, revision)

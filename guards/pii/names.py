@@ -1,0 +1,128 @@
+"""Persons, places and the like: the shared entity model's word, without its commonest mistakes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Final
+
+from guards.artifacts import Entity
+from guards.pii.found import Found, Kind
+
+__all__ = ["NAME_KINDS", "may_name", "names"]
+
+SCORE: Final = 0.85  # Presidio's for what spaCy finds
+CUE_SCORE: Final = 0.7  # `my name is …`, `Mr. …`, but the entity model saw nothing
+LOWER_CASE_SCORE: Final = 0.6  # two words and more: mostly names; one word of lower-case letters mostly is none
+
+MAX_WORDS: Final = 5  # longer "persons" are lists and headings
+
+_KINDS: Final[Mapping[str, Kind]] = {
+    "PERSON": "PERSON",
+    "GPE": "LOCATION",
+    "LOC": "LOCATION",
+    "FAC": "LOCATION",
+    "ORG": "ORGANIZATION",
+    "NORP": "NRP",
+    "DATE": "DATE_TIME",
+    "TIME": "DATE_TIME",
+}
+"""spaCy's labels (OntoNotes) → Presidio's kinds."""
+
+NAME_KINDS: Final = frozenset(_KINDS.values())
+
+_TITLES: Final = r"mr|mrs|ms|mx|dr|dra|prof|señor|señora|herr|frau|monsieur|madame"
+_GREETINGS: Final = r"miss|sir|madam|dear|hi|hello|hey|thanks|sincerely|regards"
+_LEADING: Final = re.compile(rf"(?:[\s\"'“”‘’`(*_–—-]+|(?:{_TITLES}|{_GREETINGS})\b[.,]*\s+)+", re.IGNORECASE)
+_TRAILING: Final = re.compile(r"(?:['’`]s|[\s.,;:!?\"“”'’`()*_–—-])+$")
+_FORBIDDEN: Final = re.compile(r"[@\d<>{}\[\]|=/\\_#*%$^~;:]")
+_LETTER: Final = re.compile(r"[A-Za-z\u00c0-\u024f\u1e00-\u1eff]")
+_CAPITAL: Final = re.compile(r"[A-Z\u00c0-\u00de\u0100-\u024f\u1e00-\u1eff]")
+
+# Where people say who they are, and forms ask for it; the entity model misses names that stand without a sentence.
+_NAME_WORD: Final = r"[A-Z\u00c0-\u00de][\w'’-]*\w"
+_NAME: Final = (
+    rf"({_NAME_WORD}(?: (?:(?:da|de|del|della|den|der|di|du|la|le|van|von|y|bin|al) ){{0,2}}{_NAME_WORD}){{0,3}})"
+)
+_CUES: Final = (
+    re.compile(
+        r"\b(?i:my (?:full |first |last )?name(?: is|['’]s)|me llamo|mi nombre es|je m['’]appelle|mon nom est"
+        rf"|ich heiße|mein name ist|mi chiamo) {_NAME}"
+    ),
+    re.compile(
+        r"(?:^|[.,;>|\n])[ \t]*(?i:(?:full |first |last |customer |client |patient |contact )?name|surname|nombre"
+        rf"|apellidos?|nom|prénom|vorname|nachname|nome|cognome)[ \t]*:[ \t]*{_NAME}"
+    ),
+    re.compile(rf"\b(?:Mr|Mrs|Ms|Dr|Dra|Prof|Sr|Sra|Herr|Frau|Mme)\b\.? {_NAME}"),
+)
+
+# What en_core_web_sm likes to call a person: products and models wherever they stand in a name, …
+_PRODUCTS: Final = frozenset(
+    """
+    ai api android anthropic aws azure bing bitcoin chatbot chatgpt copilot css csv docker ethereum excel
+    facebook github gitlab google gpt hadoop html huggingface instagram java javascript jenkins jira json
+    jupyter kafka kubernetes langchain linkedin linux llama llm matlab mistral mixtral mongodb mysql netflix
+    nginx numpy openai pandas paypal photoshop php postgres postgresql powerpoint powershell python pytorch qwen
+    react redis reddit rust salesforce slack snapchat spotify sql tensorflow terraform tiktok twitter typescript
+    ubuntu unix venmo vim whatsapp wikipedia wordpress xbox xml yaml youtube zoom
+    """.split()  # noqa: SIM905 - a list of sixty literals is a page
+)
+
+# … and words that are no name when they stand alone.
+_WORDS: Final = frozenset(
+    """
+    alexa assistant bard bert bonjour bible bye calculus cheers christmas claude congrats cortana covid dear
+    easter echo falcon gemini goodbye god greetings grok haiku halloween hello hey hi hmm hola howdy jesus
+    lambda lol lord math medicaid medicare ok okay oops opus oracle outlook perplexity please quran ruby santa
+    satan siri sonnet sorry swift tableau telegram thanks thanksgiving thx torah ty walmart windows wow yeah yep
+    yes yo
+    """.split()  # noqa: SIM905 - a list of sixty literals is a page
+)
+
+
+def may_name(text: str) -> bool:
+    """Whether the entity model, which reads English, can find a name: there are Latin letters."""
+    return _LETTER.search(text) is not None
+
+
+def names(text: str, entities: Iterable[Entity], kinds: Collection[Kind]) -> Iterator[Found]:
+    """The entities of these kinds, trimmed: titles, possessives and quotation marks are no part of a name."""
+    for entity in entities:
+        kind = _KINDS.get(entity.label)
+        if kind is None or kind not in kinds:
+            continue
+        # The model does not see that a line ends: `Jane Doe\nAddress` is one entity to it.
+        for start, end in _lines(text, entity.start, entity.end):
+            start, end = _trim(text, start, end)
+            score = _person_score(text[start:end]) if kind == "PERSON" else SCORE
+            if start < end and score > 0:
+                yield Found(kind, start, end, score)
+    if "PERSON" in kinds:
+        for cue in _CUES:
+            for match in cue.finditer(text):
+                if _person_score(match.group(1)) > 0:
+                    yield Found("PERSON", *match.span(1), CUE_SCORE)
+
+
+def _lines(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    for line in re.finditer(r"[^\r\n]+", text[start:end]):
+        yield start + line.start(), start + line.end()
+
+
+def _trim(text: str, start: int, end: int) -> tuple[int, int]:
+    if (lead := _LEADING.match(text, start, end)) and lead.end() < end:
+        start = lead.end()
+    tail = _TRAILING.search(text[start:end])
+    return start, start + tail.start() if tail else end
+
+
+def _person_score(name: str) -> float:
+    """Cheap sanity: letters, no code, no product, no greeting. 0 where it is no name."""
+    if _FORBIDDEN.search(name) or not _LETTER.search(name):
+        return 0.0
+    words = [word.lower().strip(".,'’") for word in name.split()]
+    if len(words) > MAX_WORDS or not _PRODUCTS.isdisjoint(words) or _WORDS.issuperset(words):
+        return 0.0
+    if len(words) == 1:
+        return SCORE if len(name) > 2 and _CAPITAL.match(name) and not name.isupper() else 0.0
+    return SCORE if _CAPITAL.search(name) else LOWER_CASE_SCORE

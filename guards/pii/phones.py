@@ -1,0 +1,84 @@
+"""Phone numbers through `phonenumbers`, asked only about runs of digits that can be one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import phonenumbers
+
+from guards.pii.found import Found, Places, has_context, with_context
+
+__all__ = ["DEFAULT_REGIONS", "PhoneScanner"]
+
+DEFAULT_REGIONS: Final = ("US", "GB", "DE", "FR", "IL", "IN", "CA", "BR")
+"""Presidio's. A number with a plus sign is found from any country."""
+
+CONTEXT: Final = (
+    *("phone", "number", "telephone", "tel", "cell", "mobile", "mobil", "call", "dial", "fax", "whatsapp", "voicemail"),
+    *("text me", "reach", "answering", "office", "teléfono", "telefon", "téléphone", "móvil", "handy"),
+)
+
+INTERNATIONAL_SCORE: Final = 0.75  # a plus sign and a valid number
+GROUPED_SCORE: Final = 0.6  # a valid number of a default region, written in groups
+SHAPED_SCORE: Final = 0.5  # written as Americans write them, but the area code does not exist
+PLAIN_SCORE: Final = 0.4  # Presidio's: valid, but any order number of ten digits can be
+GROUPED_ONLY_SCORE: Final = 0.25  # groups of digits that no default region uses: counts with a context word only
+
+# Seven digits and more with what people write between them; bounded, so that a table of numbers is many candidates.
+_CANDIDATE: Final = re.compile(
+    r"(?<![\w$€£#/-])(?<!\d[.,])[+(]{0,2}\d(?:[ \u00a0().\u2010-\u2015/-]{0,3}\d){5,16}(?:x\d{1,6})?(?!\w)"
+)
+_AMERICAN: Final = re.compile(r"(?:(?:\+1|001|1)[ .-]?)?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}(?:x\d{1,6})?")
+_GROUPED: Final = re.compile(r"\(?\d{2,4}\)?[ -]?\d{2,7}(?:[ -]\d{2,5}){0,4}")
+_DATE: Final = re.compile(r"(?:19|20)\d\d[ .-]\d\d[ .-]\d\d|\d\d[ .-]\d\d[ .-](?:19|20)\d\d")
+_MARGIN_CHARS: Final = 12  # an extension ("ext. 123"), and the neighbours that `phonenumbers` looks at
+
+
+class PhoneScanner:
+    """``regions``: ISO 3166 codes in whose national formats numbers are read. Thread-safe: it only reads."""
+
+    def __init__(self, regions: Sequence[str] = DEFAULT_REGIONS) -> None:
+        self._regions = tuple(regions)
+        for region in self._regions:  # loads the region's metadata
+            phonenumbers.is_valid_number(phonenumbers.parse("5551234567", region))
+
+    def find(self, text: str, taken: Places) -> Iterator[Found]:
+        """Phone numbers that touch nothing of ``taken`` (cards and accounts have digits too)."""
+        for candidate in _CANDIDATE.finditer(text):
+            start, end = candidate.span()
+            if taken.overlap(start, end):
+                continue
+            found = self._valid(text, start, end) or _shaped(text, start, end)
+            if found is not None:
+                score = with_context(found.score) if has_context(text, start, CONTEXT) else found.score
+                yield Found(found.kind, found.start, found.end, score)
+
+    def _valid(self, text: str, start: int, end: int) -> Found | None:
+        """The number that `phonenumbers` accepts."""
+        begin = max(0, start - 2)
+        window = text[begin : end + _MARGIN_CHARS]
+        # A plus sign says the country: one region answers for all.
+        regions = self._regions[:1] if "+" in text[start : start + 2] else self._regions
+        for region in regions:
+            for match in phonenumbers.PhoneNumberMatcher(window, region, leniency=phonenumbers.Leniency.VALID):
+                if begin + match.start < end:
+                    return Found("PHONE_NUMBER", begin + match.start, begin + match.end, _valid_score(match.raw_string))
+        return None
+
+
+def _valid_score(number: str) -> float:
+    if number.lstrip("(").startswith("+"):
+        return INTERNATIONAL_SCORE
+    return PLAIN_SCORE if number.isdigit() else GROUPED_SCORE
+
+
+def _shaped(text: str, start: int, end: int) -> Found | None:
+    """A number that no default region has, but that is written like one."""
+    number = text[start:end]
+    if _AMERICAN.fullmatch(number):
+        return Found("PHONE_NUMBER", start, end, SHAPED_SCORE)
+    if _GROUPED.fullmatch(number) and not number.isdigit() and not _DATE.fullmatch(number):
+        return Found("PHONE_NUMBER", start, end, GROUPED_ONLY_SCORE)
+    return None
