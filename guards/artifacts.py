@@ -1,4 +1,4 @@
-"""What guards share: sentence embeddings and named entities, each computed once per text and kept in a bounded cache."""
+"""What guards share: sentence embeddings and named entities, each computed once per text, in bounded caches."""
 
 from __future__ import annotations
 

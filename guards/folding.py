@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-__all__ = ["Folded", "fold"]
+__all__ = ["Folded", "fold", "without_surrogates"]
 
 # Cyrillic and Greek letters that look like Latin ones. They are folded only within a word that holds Latin letters too.
 _LOOK_ALIKES: Final = dict(
@@ -64,3 +64,8 @@ def _unmask(match: re.Match[str]) -> str:
     if word.isascii() or not _LATIN.search(word):
         return word
     return "".join(_LOOK_ALIKES.get(char, char) for char in word)
+
+
+def without_surrogates(text: str) -> str:
+    """The text with each lone surrogate as one ``?``, so that places stay: JSON can carry them, UTF-8 cannot."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

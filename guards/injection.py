@@ -1,8 +1,8 @@
-"""Prompt injection and jailbreaks: patterns in eleven languages, and the likeness to known attacks.
+"""Prompt injection and jailbreaks: patterns in a dozen languages, and the likeness to known attacks.
 
-Every text of a user, a tool result, a document and the arguments of a tool call is looked at, each by itself; system and
-assistant messages are the application's own. Patterns read the whole text. The likeness reads a text's passages that
-have a word which attacks use, in users' and tools' texts only: documents are long and many, so they get patterns alone.
+Every text of a user, a tool result, a document and the arguments of a tool call is looked at, each by itself; system
+and assistant messages are the application's own. Patterns read the whole text. The likeness reads those passages that
+hold a word which attacks use, in users' and tools' texts only: documents are long and many, and get patterns alone.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
-import msgspec
 import numpy as np
 
 from guards.artifacts import Artifacts, Encoder, Vector
-from guards.errors import ConfigError
 from guards.guard import Needs, NoOptions, Result
 from guards.injection_signs import Kind, Sign, Signs, load_signs
 from guards.models import ModelStore
+from guards.policy import options_of
 from guards.sentences import passages
 from guards.types import Failure, FailureCode, Hit, Range, Stage, Unit
 
@@ -31,8 +30,8 @@ MIN_RANGE_WEIGHT: Final = 0.4  # weaker signs count, but their places would mark
 
 # The likeness of a passage is a logistic of its margin: cosine to the nearest attack minus to the nearest harmless one.
 # Measured on public attacks and on ordinary chat: margins of ordinary passages are below 0.1 in 99 of 100.
-MARGIN_MIDDLE: Final = 0.14
-MARGIN_SCALE: Final = 0.045
+MARGIN_MIDDLE: Final = 0.1
+MARGIN_SCALE: Final = 0.035
 MAX_LIKENESS: Final = 0.9  # by itself it can block, but a pattern or a second sign says more
 
 KINDS: Final[tuple[Kind, ...]] = ("prompt_injection", "jailbreak")
@@ -99,8 +98,5 @@ def build(options: Mapping[str, Any], models: ModelStore) -> InjectionGuard:
 
     The profile can set nothing. Raises `ConfigError` for an option, `ModelMissingError` without the encoder.
     """
-    try:
-        msgspec.convert(dict(options), NoOptions)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"guards.injection: {error}") from error
+    options_of(NoOptions, options, "guards.injection")
     return InjectionGuard(load_signs(), models.encoder())

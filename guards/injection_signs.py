@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any, Final, Literal, NamedTuple
@@ -51,7 +51,7 @@ class _Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     templates: list[_Pattern]
     patterns: list[_Pattern]
     cues: str
-    prototypes: dict[Literal["prompt_injection", "jailbreak", "benign"], list[str]]
+    prototypes: dict[Kind | Literal["benign"], list[str]]
 
 
 class Sign(NamedTuple):
@@ -67,7 +67,7 @@ class Signs:
     """All patterns, compiled once; `find` may be called from several threads."""
 
     def __init__(self, source: _Source) -> None:
-        self.prototypes: Mapping[str, Sequence[str]] = source.prototypes
+        self.prototypes = source.prototypes
         # A family says the same in every language, so its matches are one piece of evidence: `_families` tells which.
         self._patterns, self._families = list(source.patterns), list(range(len(source.patterns)))
         for family, template in enumerate(source.templates, start=len(source.patterns)):
@@ -84,7 +84,7 @@ class Signs:
             self._compiled.append(re2.compile(expression, options))
         self._always = self._set.Add("")  # RE2 says "no match" when it runs out of memory too: this tells them apart
         self._set.Compile()
-        self._cues = re2.compile("|".join(_alternatives(source.cues)), options)
+        self._cues = re2.compile(fold("|".join(_alternatives(source.cues))).text, options)
         self._base64 = re2.compile(_BASE64)
 
     def find(self, text: str, *, untrusted: bool) -> list[Sign]:
@@ -125,7 +125,7 @@ def load_signs() -> Signs:
 
 
 def _alternatives(words: str) -> list[str]:
-    return [fold(word.strip()).text for word in words.split(" | ")]
+    return [word.strip() for word in words.split(" | ")]
 
 
 def _in_language(template: _Pattern, language: _Language) -> _Pattern:
@@ -145,7 +145,8 @@ def _in_language(template: _Pattern, language: _Language) -> _Pattern:
 
 
 def _expand(pattern: str) -> str:
-    """A pattern of injection.yaml as RE2 writes it."""
+    """A pattern of injection.yaml as RE2 writes it, folded as the texts are."""
+    pattern = fold(pattern).text
     for count in range(13):
         pattern = pattern.replace(f"<{count}>", f"(?:{_GAP}{_WORDS}+){{0,{count}}}?{_GAP}")
     pattern = pattern.replace(" ?", f"(?:{_GAP})?").replace(" ", _GAP)

@@ -11,8 +11,11 @@ __all__ = ["Sentence", "passages", "sentences"]
 _END: Final = re.compile(r"[.!?…]+[\"'”’»)\]]*(?=\s)|[。！？]+[」』”]*|\n\s*\n|\n(?=\s*(?:[-*•·]|\d{1,3}[.)])\s)")
 # A full stop after these ends no sentence (compared in lower case, without the stop).
 _ABBREVIATIONS: Final = frozenset(
-    "mr mrs ms dr prof st jr sr vs etc no nr inc ltd co corp fig vol pp ca approx e.g i.e u.s u.k z.b d.h u.a bzw usw"
-    " evtl ggf inkl jan feb mar apr aug sept sep oct okt nov dec dez mme mlle sra av art p.ej ecc sig dott".split()
+    re.findall(
+        r"\S+",
+        """mr mrs ms dr prof st jr sr vs etc no nr inc ltd co corp fig vol pp ca approx e.g i.e u.s u.k z.b d.h u.a bzw
+        usw evtl ggf inkl jan feb mar apr aug sept sep oct okt nov dec dez mme mlle sra av art p.ej ecc sig dott""",
+    )
 )
 
 
@@ -25,7 +28,7 @@ class Sentence(NamedTuple):
 
 
 def sentences(text: str) -> list[Sentence]:
-    """The sentences of a text in order; a text without words has none. Ends at full stops, blank lines and list items."""
+    """The sentences of a text in order, cut at full stops, blank lines and list items; wordless ones are left out."""
     found: list[Sentence] = []
     start = 0
     for match in _END.finditer(text):
@@ -38,7 +41,7 @@ def sentences(text: str) -> list[Sentence]:
 
 
 def passages(text: str, max_chars: int) -> list[Sentence]:
-    """Neighbouring sentences joined up to ``max_chars``; a longer sentence is cut at that length. Nothing is left out."""
+    """Neighbouring sentences joined up to ``max_chars``, longer sentences cut at that length: no word is left out."""
     found: list[Sentence] = []
     start = end = None
     for sentence in sentences(text):

@@ -54,7 +54,7 @@ def problems_of(error: ValidationError, root: type[BaseModel]) -> list[str]:
     problems = []
     for item in error.errors(include_url=False):
         loc = item["loc"]
-        path, model = _walk(loc, root)
+        path, _ = _walk(loc, root)
         if item["type"] == "extra_forbidden":
             _, parent = _walk(loc[:-1], root)
             problems.append(f"{path}: unknown key{nearest(str(loc[-1]), parent.model_fields if parent else ())}")

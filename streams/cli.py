@@ -35,7 +35,7 @@ _RUN = "Run"
 _LOOK = "Look and try"
 _SET_UP = "Set up"
 
-app.command(rich_help_panel=_RUN)(up)
+app.command(rich_help_panel=_RUN, epilog=examples("tidegate up", "tidegate up --port 8090 --no-demo"))(up)
 app.add_typer(worker, name="worker", rich_help_panel=_RUN)
 app.command(
     rich_help_panel=_RUN,

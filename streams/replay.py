@@ -1,24 +1,19 @@
 """Replay: send recorded events again, and verify that each got exactly one decision.
 
-The pure parts (`Plan`, `Shift`, `shuffled`, `Ledger`) know no Kafka; `Replay` moves the bytes. What is remembered of
-the file and of the decisions is a hash per event, so memory stays small whatever the events hold.
+`Ledger` is pure and keeps a hash per decision; `Replay` moves the bytes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gzip
-import heapq
-import random
 import secrets
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
-from hashlib import blake2b
+from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, time
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 import orjson
@@ -26,40 +21,23 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from guards.errors import ConfigError, GuardsError
-from streams.events import (
-    RESPONSE_SCHEMA,
-    Bad,
-    Event,
-    conversation_of,
-    decode,
-    stage_of,
-    to_ms,
-)
-from streams.kafka import RUN_HEADER, Publisher, Record, header, make_consumer
-from streams.records import Hasher
+from streams.broker_state import partition_counts
+from streams.kafka import RUN_HEADER, Publisher, PublishError, Record, header, make_consumer
+from streams.recording import Line, Options, Plan, Shift, digest, exchange_key, parsed, read_lines, record_of, shuffled
 from streams.settings import KafkaSettings
 from streams.topics import DECISIONS, DLQ, REQUESTS, RESPONSES
 
-__all__ = ["Ledger", "Options", "Plan", "Progress", "Replay", "Report", "Shift", "read_lines", "shuffled"]
+__all__ = ["Counted", "Ledger", "Replay", "Report", "Watcher", "new_run"]
 
 BATCH_EVENTS: Final = 500
 """Sent and acknowledged together: about 350 KB of real events, some milliseconds."""
 
 POLL_MS: Final = 200
 WINDOWS_POLL_S: Final = 0.25
-
-
-class Options(msgspec.Struct, frozen=True):
-    """How to send. At most one of ``rate`` (events a second) and ``speed`` (times recorded time); neither: at once."""
-
-    rate: float | None = None
-    speed: float | None = None
-    keep_time: bool = False
-    shuffle_s: float = 0.0
-    seed: int = 0
-    repeat_every: int = 0
-    timeout_s: float = 120.0
-    run: str = ""
+RESEND_PAUSE_S: Final = 0.5
+SKIP_S: Final = 1.0
+SETTLE_S: Final = 3.0
+"""After the last decision was there, repeats of records are awaited while they come this close together."""
 
 
 class Report(msgspec.Struct):
@@ -89,146 +67,6 @@ class Report(msgspec.Struct):
     @property
     def ok(self) -> bool:
         return not self.missing and not self.doubled
-
-
-# ---------------------------------------------------------------- the file
-
-
-def read_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a JSONL file, gzipped or not; empty lines are left out. Raises `ConfigError`."""
-    try:
-        with path.open("rb") as probe:
-            zipped = probe.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if zipped else path.open("rb") as file:
-            for line in file:
-                line = line.strip()
-                if line:
-                    yield line
-    except (OSError, EOFError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-
-
-class Plan(msgspec.Struct):
-    """What a first pass over the file says: how much there is, when, and what is wanted of each exchange."""
-
-    events: int = 0
-    bad: int = 0
-    first_ms: int | None = None
-    last_ms: int | None = None
-    wanted: dict[bytes, int] = msgspec.field(default_factory=dict)
-
-    @classmethod
-    def of(cls, lines: Iterable[bytes]) -> Plan:
-        """``wanted``: hash of (tenant, exchange_id, stage) → how many different contents, so decisions, it has."""
-        plan = cls()
-        hasher = Hasher(secrets.token_bytes(32))
-        contents: set[bytes] = set()
-        for line in lines:
-            event = decode(line)
-            if isinstance(event, Bad):
-                plan.bad += 1
-                continue
-            plan.events += 1
-            if event.time is not None:
-                at = to_ms(event.time)
-                plan.first_ms = at if plan.first_ms is None else min(plan.first_ms, at)
-                plan.last_ms = at if plan.last_ms is None else max(plan.last_ms, at)
-            key = exchange_key(event.tenant, event.exchange_id, stage_of(event))
-            content = _digest(key, hasher.content(event).encode())
-            if content not in contents:
-                contents.add(content)
-                plan.wanted[key] = plan.wanted.get(key, 0) + 1
-        return plan
-
-    @property
-    def span_ms(self) -> int:
-        return 0 if self.first_ms is None or self.last_ms is None else self.last_ms - self.first_ms
-
-
-def exchange_key(tenant: str, exchange_id: str, stage: str) -> bytes:
-    """16 bytes that stand for (tenant, exchange_id, stage)."""
-    return _digest(*(part.encode("utf-8", "surrogatepass") for part in (tenant, exchange_id, stage)))
-
-
-def _digest(*parts: bytes) -> bytes:
-    state = blake2b(digest_size=16)
-    for part in parts:
-        state.update(len(part).to_bytes(4, "big") + part)
-    return state.digest()
-
-
-class Shift(msgspec.Struct, frozen=True):
-    """One constant added to all times of a replay, so that spacing is kept."""
-
-    ms: int
-
-    @classmethod
-    def of(cls, plan: Plan, options: Options, now_ms: int) -> Shift:
-        """The last event is at about now when it is sent, and none lies in the future when it is sent."""
-        if options.keep_time or plan.last_ms is None:
-            return cls(0)
-        sending_ms = 0 if options.speed is None else min(plan.span_ms, round(plan.span_ms / options.speed))
-        return cls(now_ms + sending_ms - plan.last_ms)
-
-    def apply(self, line: bytes, event: Event) -> bytes:
-        """The event's bytes with its time moved; all other fields as they are, unknown ones too."""
-        if not self.ms or event.time is None:
-            return line
-        value = orjson.loads(line)
-        try:
-            moved = (event.time + timedelta(milliseconds=self.ms)).astimezone(UTC)
-        except OverflowError as error:
-            raise ConfigError("the times of the file lie too far apart to be shifted; use --keep-time") from error
-        precision = "microseconds" if moved.microsecond % 1000 else "milliseconds"
-        value["time"] = moved.isoformat(timespec=precision).replace("+00:00", "Z")
-        return orjson.dumps(value)
-
-
-class Line(msgspec.Struct, frozen=True):
-    """A line on its way. ``event`` is ``None`` for a bad one, which is sent as it is."""
-
-    raw: bytes
-    event: Event | None
-    at_ms: int
-
-
-def parsed(lines: Iterable[bytes]) -> Iterator[Line]:
-    """Lines with their times; what has none has the time of the line before it."""
-    at_ms = 0
-    for raw in lines:
-        event = decode(raw)
-        if isinstance(event, Bad):
-            yield Line(raw, None, at_ms)
-            continue
-        if event.time is not None:
-            at_ms = to_ms(event.time)
-        yield Line(raw, event, at_ms)
-
-
-def shuffled(lines: Iterable[Line], within_s: float, seed: int) -> Iterator[Line]:
-    """Shuffle within ``within_s`` seconds of event time, reproducibly; holds that many seconds of lines in memory."""
-    if within_s <= 0:
-        yield from lines
-        return
-    rng = random.Random(seed)  # noqa: S311 - an order, not a secret
-    heap: list[tuple[float, int, Line]] = []
-    newest_ms: float | None = None
-    for number, line in enumerate(lines):
-        newest_ms = line.at_ms if newest_ms is None else max(newest_ms, line.at_ms)
-        heapq.heappush(heap, (line.at_ms + rng.uniform(0, within_s * 1000), number, line))
-        while heap and heap[0][0] < newest_ms:  # no line that is still to come, in order of time, can be before it
-            yield heapq.heappop(heap)[2]
-    while heap:
-        yield heapq.heappop(heap)[2]
-
-
-def records_of(line: Line, shift: Shift, headers: tuple[tuple[str, bytes], ...]) -> Record:
-    """The message to publish: events by their schema and conversation, a bad line wherever it seems to belong."""
-    if line.event is None:
-        return Record(RESPONSES if RESPONSE_SCHEMA.encode() in line.raw else REQUESTS, None, line.raw, headers)
-    topic = REQUESTS if stage_of(line.event) == "request" else RESPONSES
-    key = conversation_of(line.event).encode("utf-8", "surrogatepass")
-    return Record(topic, key, shift.apply(line.raw, line.event), headers)
 
 
 # ---------------------------------------------------------------- what comes back
@@ -262,17 +100,17 @@ class Ledger:
         exchange = exchange_key(str(record.get("tenant")), str(record.get("exchange_id")), str(record.get("stage")))
         if exchange not in self._wanted:
             return False
-        key = _digest(exchange, str(record.get("content_hash")).encode("utf-8", "surrogatepass"))
+        key = digest(exchange, str(record.get("content_hash")).encode("utf-8", "surrogatepass"))
         record.pop("timing", None)
-        digest = _digest(orjson.dumps(record, option=orjson.OPT_SORT_KEYS))
+        said = digest(orjson.dumps(record, option=orjson.OPT_SORT_KEYS))
         earlier = self._seen.get(key)
         if earlier is not None:
-            if earlier == digest:
+            if earlier == said:
                 self.repeated += 1
             else:
                 self.doubled += 1
             return False
-        self._seen[key] = digest
+        self._seen[key] = said
         self._came[exchange] += 1
         if self._came[exchange] > self._wanted[exchange]:
             return False  # another content under this id, from somebody else
@@ -290,6 +128,11 @@ class Ledger:
             return False
         self._letters.add(place)
         return True
+
+    @property
+    def records(self) -> int:
+        """Stream decisions for exchanges of the file that came, the same ones again included."""
+        return sum(self._came.values()) + self.repeated + self.doubled
 
     @property
     def letters(self) -> int:
@@ -311,15 +154,18 @@ def _loads(raw: bytes | None) -> dict[str, Any] | None:
 # ---------------------------------------------------------------- moving the bytes
 
 
-class Progress(msgspec.Struct):
-    """For a progress bar: ``show(sent, decided)`` is told now and then; both count up."""
+class Watcher(Protocol):
+    """Who watches a replay."""
 
-    show: Callable[[int, int], None] = lambda sent, decided: None
-    say: Callable[[str], None] = lambda message: None
+    def show(self, sent: int, decided: int) -> None:
+        """How far it is; both count up."""
+
+    def say(self, message: str) -> None:
+        """Something that a person should know."""
 
 
-Counted = Callable[[], Any]
-"""Asks the monitor what it has counted: an awaitable of topic → partition → next offset, ``None`` if it cannot say."""
+Counted = Callable[[], Awaitable[Mapping[str, Mapping[str, int]] | None]]
+"""Asks the monitor what it has counted: topic → partition → next offset; ``None`` when it cannot say just now."""
 
 
 class Replay:
@@ -329,39 +175,47 @@ class Replay:
         self,
         kafka: KafkaSettings,
         path: Path,
+        plan: Plan,
         options: Options,
-        *,
+        watcher: Watcher,
         counted: Counted | None = None,
-        progress: Progress | None = None,
     ) -> None:
+        if not plan.events and not plan.bad:
+            raise ConfigError(f"{path} holds no events")
         self._kafka = kafka
         self._path = path
         self._options = options
+        self._watcher = watcher
         self._counted = counted
-        self._progress = progress or Progress()
-        self.plan = Plan.of(read_lines(path))
-        if not self.plan.events and not self.plan.bad:
-            raise ConfigError(f"{path} holds no events")
-        self.ledger = Ledger(self.plan, options.run)
+        self.plan = plan
+        self.ledger = Ledger(plan, options.run)
         self._headers = ((RUN_HEADER, options.run.encode()),)
         self._next: dict[str, dict[int, int]] = defaultdict(dict)  # topic → partition → offset after the last one sent
         self._sent = 0
+        self._alive_s = 0.0  # monotonic time of the last result of any kind
+        self._last_s = 0.0  # monotonic time of the last wanted decision
 
     async def run(self) -> Report:
-        """Send everything, wait for the decisions, then for the windows. Raises `GuardsError` if the broker fails."""
+        """Send everything, wait for the decisions and the windows. Raises `GuardsError` if the broker fails."""
         options, plan, ledger = self._options, self.plan, self.ledger
         shift = Shift.of(plan, options, round(time() * 1000))
         async with self._results() as consumer:
-            began = monotonic()
-            self._came_s = began
+            began = self._last_s = monotonic()
             sending = asyncio.create_task(self._send(shift), name="replay-send")
             try:
-                await self._collect(consumer, sending)
+                await self._collect(consumer, lambda: sending.done() and not ledger.missing, sending)
             finally:
                 sending.cancel()
-            seconds = max(self._came_s - began, 1e-3)
-            await asyncio.gather(sending, return_exceptions=True)
-        report = Report(
+                await asyncio.gather(sending, return_exceptions=True)
+            sending.result()
+            counting = asyncio.create_task(self._wait_for_windows(), name="replay-windows")
+            try:
+                await self._collect(consumer, self._settled, counting)
+            finally:
+                counting.cancel()
+                await asyncio.gather(counting, return_exceptions=True)
+        seconds = max(self._last_s - began, 1e-3)
+        return Report(
             run=options.run,
             events=plan.events,
             sent=self._sent,
@@ -376,10 +230,8 @@ class Replay:
             events_per_s=round(plan.events / seconds, 1),
             shift_ms=shift.ms,
             seed=options.seed if options.shuffle_s > 0 else None,
+            windows_counted=counting.result(),
         )
-        if report.ok and self._counted is not None:
-            report.windows_counted = await self._wait_for_windows(self._counted)
-        return report
 
     # ------------------------------------------------------------ sending
 
@@ -389,116 +241,124 @@ class Replay:
         try:
             batch: list[Record] = []
             began = monotonic()
-            for line, due_s in self._schedule():
-                wait_s = began + due_s - monotonic()
-                if batch and (len(batch) >= BATCH_EVENTS or wait_s > 0):
+            for line, copies, due_s in self._schedule():
+                if batch and (len(batch) >= BATCH_EVENTS or began + due_s > monotonic()):
                     await self._publish(publisher, batch)
                     batch = []
-                    wait_s = began + due_s - monotonic()
+                wait_s = began + due_s - monotonic()
                 if wait_s > 0:
                     await asyncio.sleep(wait_s)
-                record = records_of(line, shift, self._headers)
-                batch += [record] * self._copies(line)
+                batch += [record_of(line, shift, self._headers)] * copies
             await self._publish(publisher, batch)
         finally:
             await publisher.stop()
 
-    def _schedule(self) -> Iterator[tuple[Line, float]]:
-        """Lines in the order of sending, with the second after the start at which each is due."""
-        options = self._options
+    def _schedule(self) -> Iterator[tuple[Line, int, float]]:
+        """Lines in the order of sending: how often each goes, and the second after the start at which it is due."""
+        options, first_ms = self._options, self.plan.first_ms or 0
+        events = 0
         lines = shuffled(parsed(read_lines(self._path)), options.shuffle_s, options.seed)
-        first_ms = self.plan.first_ms or 0
-        self._number = 0
         for number, line in enumerate(lines):
+            events += line.event is not None
+            again = line.event is not None and options.repeat_every > 0 and events % options.repeat_every == 0
             due_s = 0.0
             if options.rate is not None:
                 due_s = number / options.rate
             elif options.speed is not None:
-                due_s = max(0.0, (line.at_ms - first_ms) / 1000 / options.speed)
-            yield line, due_s
-
-    def _copies(self, line: Line) -> int:
-        every = self._options.repeat_every
-        if line.event is None or not every:
-            return 1
-        self._number += 1
-        return 2 if self._number % every == 0 else 1
+                due_s = (line.at_ms - first_ms) / 1000 / options.speed
+            yield line, 2 if again else 1, due_s
 
     async def _publish(self, publisher: Publisher, batch: list[Record]) -> None:
-        for record, done in zip(batch, await publisher.publish(batch), strict=True):
+        began = monotonic()
+        while True:
+            try:
+                acknowledged = await publisher.publish(batch)
+                break
+            except PublishError as error:  # a broker that restarts; what is sent twice is decided once
+                if monotonic() - began > self._options.timeout_s or not getattr(error.__cause__, "retriable", True):
+                    raise
+                self._watcher.say(f"sending again: {error}")
+                await asyncio.sleep(RESEND_PAUSE_S)
+        for record, done in zip(batch, acknowledged, strict=True):
             self._next[record.topic][done.partition] = max(
                 done.offset + 1, self._next[record.topic].get(done.partition, 0)
             )
             self.ledger.letters_wanted += record.key is None
         self._sent += len(batch)
-        self._progress.show(self._sent, self.ledger.decisions)
+        self._watcher.show(self._sent, self.ledger.decisions)
 
     # ------------------------------------------------------------ verifying
 
     @asynccontextmanager
     async def _results(self) -> AsyncIterator[Any]:
         """A consumer of decisions and dead letters, at their ends as they are now. It survives what workers do."""
+        counts = await partition_counts(self._kafka)
+        missing = [topic for topic in (DECISIONS, DLQ, REQUESTS, RESPONSES) if topic not in counts]
+        if missing:
+            where = self._kafka.bootstrap
+            raise ConfigError(f"{where} has no topic {', '.join(missing)}: run `tidegate topics create`")
+        partitions = [TopicPartition(topic, n) for topic in (DECISIONS, DLQ) for n in range(counts[topic])]
         consumer = make_consumer(self._kafka)
         try:
             await consumer.start()
-            await consumer._client.set_topics([DECISIONS, DLQ, REQUESTS, RESPONSES])
-            partitions = []
-            for topic in (DECISIONS, DLQ, REQUESTS, RESPONSES):
-                found = consumer.partitions_for_topic(topic)
-                if not found:
-                    raise ConfigError(
-                        f"the topic {topic} is missing at {self._kafka.bootstrap}: tidegate topics create"
-                    )
-                partitions += [TopicPartition(topic, number) for number in found if topic in {DECISIONS, DLQ}]
             consumer.assign(partitions)
             for partition, end in (await consumer.end_offsets(partitions)).items():
                 consumer.seek(partition, end)
+            await _skip_old(consumer)
+            yield consumer
         except (KafkaError, OSError) as error:
-            await consumer.stop()
             raise GuardsError(
                 f"the broker {self._kafka.bootstrap} does not answer ({type(error).__name__}); name it with --kafka"
             ) from error
-        except ConfigError:
-            await consumer.stop()
-            raise
-        try:
-            yield consumer
         finally:
             await consumer.stop()
 
-    async def _collect(self, consumer: Any, sending: asyncio.Task[None]) -> None:
-        """Read until nothing is missing, or until nothing came for ``timeout_s`` after all was sent."""
-        alive_s = monotonic()
-        while True:
-            if sending.done():
-                sending.result()  # raises what the sending raised
-                if not self.ledger.missing:
-                    return
-                if monotonic() - alive_s > self._options.timeout_s:
-                    self._progress.say(f"nothing came for {self._options.timeout_s:g} s; are workers running?")
-                    return
-            else:
-                alive_s = monotonic()
-            came = False
+    async def _collect(self, consumer: Any, done: Callable[[], bool], work: asyncio.Task[Any]) -> None:
+        """Read results until ``work`` has ended and ``done`` says so, or nothing new came for ``timeout_s`` since."""
+        self._alive_s = monotonic()
+        while not (work.done() and done()):
+            if not work.done():
+                self._alive_s = monotonic()
+            elif work.exception() is not None:
+                return
+            elif monotonic() - self._alive_s > self._options.timeout_s:
+                self._watcher.say(f"nothing came for {self._options.timeout_s:g} s; are workers running?")
+                return
             for partition, records in (await consumer.getmany(timeout_ms=POLL_MS)).items():
                 for record in records:
-                    if partition.topic == DECISIONS:
-                        came |= self.ledger.decision(record.value)
-                    else:
-                        came |= self.ledger.letter(record.value, header(record.headers, RUN_HEADER))
-            if came:
-                alive_s = self._came_s = monotonic()
-                self._progress.show(self._sent, self.ledger.decisions)
+                    self._take(partition.topic, record)
+            self._watcher.show(self._sent, self.ledger.decisions)
 
-    async def _wait_for_windows(self, counted: Counted) -> bool:
+    def _take(self, topic: str, record: Any) -> None:
+        before = self.ledger.records
+        if topic == DLQ:
+            wanted = self.ledger.letter(record.value, header(record.headers, RUN_HEADER))
+        else:
+            wanted = self.ledger.decision(record.value)
+        if wanted:
+            self._last_s = monotonic()
+        if wanted or self.ledger.records > before:
+            self._alive_s = monotonic()
+
+    def _settled(self) -> bool:
+        """Whether what was sent twice has come back twice; if not, it may have come before a worker was killed."""
+        return (
+            bool(self.ledger.missing)
+            or self.ledger.records + self.ledger.letters >= self._sent
+            or monotonic() - self._alive_s > SETTLE_S
+        )
+
+    async def _wait_for_windows(self) -> bool:
         """Until the monitor has counted all that was sent; false if it makes no headway for ``timeout_s``."""
+        if self._counted is None or self.ledger.missing:
+            return False
         alive_s = monotonic()
-        behind = None
+        behind: int | None = None
         while True:
-            offsets = await counted()
+            offsets = await self._counted()
             if offsets is not None:
                 left = sum(
-                    max(0, wanted - int((offsets.get(topic) or {}).get(str(partition), 0)))
+                    max(0, wanted - int(offsets.get(topic, {}).get(str(partition), 0)))
                     for topic, partitions in self._next.items()
                     for partition, wanted in partitions.items()
                 )
@@ -507,11 +367,19 @@ class Replay:
                 if behind is None or left < behind:
                     behind, alive_s = left, monotonic()
             if monotonic() - alive_s > self._options.timeout_s:
-                self._progress.say(
-                    "the monitor has not counted all that was sent; is `tidegate worker monitor` running?"
-                )
+                self._watcher.say("the monitor has not counted what was sent; is `tidegate worker monitor` running?")
                 return False
             await asyncio.sleep(WINDOWS_POLL_S)
+
+
+async def _skip_old(consumer: Any) -> None:
+    """Read away what is there already: the embedded broker counts only the first record of the last batch to the end.
+
+    Live traffic may go on coming, and nothing of this replay was sent yet: stop at the first silence or after a while.
+    """
+    until_s = monotonic() + SKIP_S
+    while monotonic() < until_s and await consumer.getmany(timeout_ms=POLL_MS):
+        pass
 
 
 def new_run() -> str:

@@ -97,7 +97,7 @@ class Store:
             return []
         names = [key("request", *pair) for pair in ids]
         async with _errors():
-            values = await self.redis.mget(names)
+            values: list[bytes | None] = await self.redis.mget(names)  # type: ignore[assignment]
         found: list[RequestEvent | None] = []
         for name, value in zip(names, values, strict=True):
             event = None if value is None else decode(self._open(value, name))
@@ -153,7 +153,9 @@ class Store:
         """Raises `ConfigError` if another process of this deployment hashes under another key."""
         async with _errors():
             name = key("hash-key-id")
-            first = await self.redis.set(name, key_id, nx=True, get=True, ex=_KEY_ID_TTL_S)
+            first: bytes | None = await self.redis.set(  # type: ignore[assignment]
+                name, key_id, nx=True, get=True, ex=_KEY_ID_TTL_S
+            )
             if first is None or first.decode() == key_id:
                 await self.redis.expire(name, _KEY_ID_TTL_S)
                 return

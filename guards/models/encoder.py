@@ -9,8 +9,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from guards.folding import without_surrogates
 from guards.models.minilm import GRAPH_FILE
-from guards.models.surrogates import without_surrogates
 
 __all__ = ["DIMENSIONS", "OVERLAP_TOKENS", "WINDOW_TOKENS", "MiniLmEncoder"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from guards.artifacts import Entity
-from guards.models.surrogates import without_surrogates
+from guards.folding import without_surrogates
 
 __all__ = ["CHUNK_CHARS", "OVERLAP_CHARS", "PACKAGE", "SpacyEntityParser"]
 

@@ -40,7 +40,7 @@ _LETTER: Final = re.compile(r"[A-Za-z\u00c0-\u024f\u1e00-\u1eff]")
 _CAPITAL: Final = re.compile(r"[A-Z\u00c0-\u00de\u0100-\u024f\u1e00-\u1eff]")
 
 # Where people say who they are, and forms ask for it; the entity model misses names that stand without a sentence.
-_NAME_WORD: Final = r"[A-Z\u00c0-\u00de][\w'’-]*\w"
+_NAME_WORD: Final = r"[A-Z\u00c0-\u00de\u0100-\u024f][\w'’-]*\w"
 _NAME: Final = (
     rf"({_NAME_WORD}(?: (?:(?:da|de|del|della|den|der|di|du|la|le|van|von|y|bin|al) ){{0,2}}{_NAME_WORD}){{0,3}})"
 )

@@ -28,7 +28,8 @@ GROUPED_ONLY_SCORE: Final = 0.25  # groups of digits that no default region uses
 
 # Seven digits and more with what people write between them; bounded, so that a table of numbers is many candidates.
 _CANDIDATE: Final = re.compile(
-    r"(?<![\w$€£#/-])(?<!\d[.,])[+(]{0,2}\d(?:[ \u00a0().\u2010-\u2015/-]{0,3}\d){5,16}(?:x\d{1,6})?(?!\w)"
+    r"(?<![\w$€£#/-])(?<!\d[.,])[+(]{0,2}\d(?:[ \u00a0./\u2010-\u2015-]{0,2}[()]?[ \u00a0./\u2010-\u2015-]?\d){5,16}"
+    r"(?:x\d{1,6})?(?!\w)"
 )
 _AMERICAN: Final = re.compile(r"(?:(?:\+1|001|1)[ .-]?)?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}(?:x\d{1,6})?")
 _GROUPED: Final = re.compile(r"\(?\d{2,4}\)?[ -]?\d{2,7}(?:[ -]\d{2,5}){0,4}")

@@ -1,8 +1,7 @@
-"""What all commands share: options, output (data to stdout, messages to stderr) and how exceptions become exit codes."""
+"""What all commands share: options, output (data to stdout, messages to stderr), exceptions as exit codes."""
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import sys
 from collections.abc import Coroutine, Iterable, Sequence
@@ -82,7 +81,11 @@ def sub_app(help_text: str) -> typer.Typer:
 
 
 class Group(TyperGroup):
-    """The root group: an error that is meant for the user is told on stderr, without a traceback, with its exit code."""
+    """The root group: an error that is meant for the user goes to stderr, without a traceback, with its exit code."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _unwrap(self)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -99,6 +102,14 @@ class Group(TyperGroup):
             for line in str(error).splitlines() or [type(error).__name__]:
                 say(line)
             raise typer.Exit(code) from error
+
+
+def _unwrap(command: Any) -> None:
+    """Let the paragraphs of all help texts flow: Typer would keep the line breaks of the docstrings."""
+    if command.help:
+        command.help = "\n\n".join(" ".join(part.split()) for part in command.help.split("\n\n"))
+    for below in getattr(command, "commands", {}).values():
+        _unwrap(below)
 
 
 def _exit_code(error: Exception) -> int | None:
@@ -155,7 +166,12 @@ def print_json(value: Any) -> None:
 
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end on uvloop."""
+    import asyncio
+    import logging
+
     import uvloop
 
+    # A command tells in its own words that nobody answers; a process that configures logs hears aiokafka all the same.
+    logging.getLogger("aiokafka").addHandler(logging.NullHandler())
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(main)

@@ -75,9 +75,12 @@ def _check_options(file: Path, policy: Policy, profile: str | None) -> None:
 
 
 @app.command(
-    epilog=examples("tidegate policy test configs/policies/default.yaml", "tidegate policy test my.yaml other.yaml --json")
+    "test",
+    epilog=examples(
+        "tidegate policy test configs/policies/default.yaml", "tidegate policy test my.yaml other.yaml --json"
+    ),
 )
-def test(
+def run_tests(
     files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Policy files; FILE.cases.yaml lies beside.")],
     profile: ProfileOption = None,
     as_json: JsonOption = False,
@@ -120,7 +123,10 @@ def _show_results(file: str, results: list[CaseResult]) -> None:
 
 
 @app.command(
-    epilog=examples("tidegate policy apply my-policy.yaml --comment 'stricter for acme'", "tidegate policy apply p.yaml --kafka broker:9092")
+    epilog=examples(
+        "tidegate policy apply my-policy.yaml --comment 'stricter for acme'",
+        "tidegate policy apply p.yaml --kafka broker:9092",
+    )
 )
 def apply(
     file: FileArgument,
@@ -153,7 +159,9 @@ def apply(
         print(f"policy {policy.name}, version {policy.version}, is in force")
 
 
-@app.command(epilog=examples("tidegate policy show", "tidegate policy show default --source", "tidegate policy show --json"))
+@app.command(
+    epilog=examples("tidegate policy show", "tidegate policy show default --source", "tidegate policy show --json")
+)
 def show(
     name: Annotated[str | None, typer.Argument(help="One policy. Default: all.")] = None,
     source: Annotated[bool, typer.Option("--source", help="Print the policy file in force (needs NAME).")] = False,
@@ -211,9 +219,11 @@ def _show_history(history: PolicyHistory, names: list[str]) -> None:
     show_table(("policy", "version", "in force", "time", "author", "comment"), rows)
 
 
-@app.command(epilog=examples("tidegate policy schema", "tidegate policy schema --check"))
-def schema(
-    out_file: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Default: configs/schema.json.")] = None,
+@app.command("schema", epilog=examples("tidegate policy schema", "tidegate policy schema --check"))
+def write_schema(
+    out_file: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Default: configs/schema.json.")
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit code 1 when the file is stale.")] = False,
 ) -> None:
     """Write the JSON Schema of policy files, for editors and CI."""

@@ -1,4 +1,4 @@
-"""`tidegate worker checks`, `tidegate worker monitor`, `tidegate sidecar`: the processes that run until told to stop."""
+"""`tidegate worker checks`, `tidegate worker monitor`, `tidegate sidecar`: the processes that run on."""
 
 from __future__ import annotations
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from guards.errors import GuardsError
 
 if TYPE_CHECKING:
+    import httpx
+
     from streams.settings import KafkaSettings
 
 __all__ = ["SidecarUnreachableError", "base_url", "find_kafka", "get_json"]
@@ -17,7 +19,11 @@ _TIMEOUT_S = 10.0
 
 
 class SidecarUnreachableError(GuardsError):
-    """The sidecar does not answer, or not as a sidecar; the text names the option."""
+    """The sidecar does not answer (``status`` ``None``), or with an error; the text names the option."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        self.status = status
+        super().__init__(message)
 
 
 def base_url(port: int | None, profile: str | None = None) -> str:
@@ -39,16 +45,25 @@ async def get_json(url: str, path: str, params: Mapping[str, str] | None = None)
         # No proxy from the environment: the sidecar is on this machine.
         async with httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_S, trust_env=False) as client:
             response = await client.get(path, params=params)
-        body = response.json()
+        body = response.json() if response.status_code < 400 else _problem(response)
     except (httpx.HTTPError, ValueError) as error:
         raise SidecarUnreachableError(
             f"no sidecar answers at {url} ({type(error).__name__}); start one (`tidegate up`, `tidegate sidecar`), "
             "or name its port with --port"
         ) from error
     if response.status_code >= 400 or not isinstance(body, dict):
-        detail = body.get("detail") or body.get("title") or "" if isinstance(body, dict) else ""
-        raise SidecarUnreachableError(f"{url}{path} answered {response.status_code} {detail}".rstrip())
+        detail = f": {body}" if isinstance(body, str) and body else ""
+        raise SidecarUnreachableError(f"{url}{path} answered {response.status_code}{detail}", response.status_code)
     return body
+
+
+def _problem(response: httpx.Response) -> str:
+    """What a problem document (RFC 9457) says, or nothing."""
+    try:
+        body = response.json()
+    except ValueError:
+        return ""
+    return str(body.get("detail") or body.get("title") or "") if isinstance(body, dict) else ""
 
 
 async def find_kafka(kafka: str | None, port: int | None, profile: str | None) -> tuple[KafkaSettings, str | None]:

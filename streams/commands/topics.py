@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from streams.commands.console import JsonOption, KafkaOption, ProfileOption, examples, print_json, run, show_table, sub_app
-
-if TYPE_CHECKING:
-    from streams.settings import KafkaSettings
+from streams.commands.console import (
+    JsonOption,
+    KafkaOption,
+    ProfileOption,
+    examples,
+    print_json,
+    run,
+    show_table,
+    sub_app,
+)
 
 __all__ = ["app"]
 
@@ -45,10 +51,11 @@ def list_topics(kafka: KafkaOption = None, profile: ProfileOption = None, as_jso
 
     Exit code 1 when one is missing.
     """
+    from streams.broker_state import partition_counts
     from streams.settings import load_settings
     from streams.topics import TOPICS
 
-    found = run(_partitions(load_settings(profile, kafka={"bootstrap": kafka}).kafka))
+    found = run(partition_counts(load_settings(profile, kafka={"bootstrap": kafka}).kafka))
     rows = [
         {
             "name": topic.name,
@@ -64,18 +71,3 @@ def list_topics(kafka: KafkaOption = None, profile: ProfileOption = None, as_jso
     else:
         show_table(("topic", "partitions", "key", "cleanup", "what"), [tuple(row.values()) for row in rows])
     raise typer.Exit(0 if all(row["partitions"] for row in rows) else 1)
-
-
-async def _partitions(settings: KafkaSettings) -> dict[str, int]:
-    """Name → number of partitions of the topics that the broker has."""
-    from aiokafka.admin import AIOKafkaAdminClient
-
-    from streams.kafka import client_options, wait_for_broker
-
-    await wait_for_broker(settings, timeout_s=5)
-    admin = AIOKafkaAdminClient(**client_options(settings))
-    await admin.start()
-    try:
-        return {entry["topic"]: len(entry["partitions"]) for entry in await admin.describe_topics()}
-    finally:
-        await admin.close()

@@ -1,4 +1,4 @@
-"""What `tidegate up` shows: a panel that refreshes in place, plain lines where there is no terminal, or one JSON line."""
+"""What `tidegate up` shows: a panel that refreshes in place, plain lines without a terminal, or one JSON line."""
 
 from __future__ import annotations
 
@@ -79,9 +79,12 @@ class Lines:
 
     def __init__(self) -> None:
         self._next_s = 0.0
+        self._last_step = ""
 
     def step(self, text: str) -> None:
-        print(text, flush=True)
+        if text != self._last_step:
+            self._last_step = text
+            print(text, flush=True)
 
     def say(self, text: str) -> None:
         print(text, flush=True)

@@ -93,7 +93,7 @@ class Supervisor:
                 kept.backoff.started(self._clock())
 
     async def watch(self) -> None:
-        """Until cancelled. Raises `GaveUpError`, or `ConfigError` when a process says that it was configured wrongly."""
+        """Until cancelled. Raises `GaveUpError`, or `ConfigError` when a process says that its configuration is bad."""
         while True:
             for kept in list(self._kept.values()):
                 await self._look_at(kept)

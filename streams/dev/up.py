@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import msgspec
+import psutil
 from pydantic import SecretStr
 
 from guards.models import ModelState, ModelStore
@@ -28,6 +29,7 @@ from streams.dev.summary import TrafficWatch
 from streams.dev.supervisor import Supervisor
 from streams.kafka import create_topics
 from streams.settings import Settings, load_settings, state_folder
+from streams.store import Store
 
 __all__ = ["Plan", "UpOptions", "make_ready", "run_up"]
 
@@ -72,7 +74,7 @@ class Plan(msgspec.Struct, frozen=True):
     logs: Path
     status_ports: dict[str, int]
     display: Display
-    begun_s: float
+    profile: str | None
 
 
 def make_ready(options: UpOptions) -> Plan:
@@ -81,7 +83,6 @@ def make_ready(options: UpOptions) -> Plan:
     Fetches the models when the store lacks them (the only use of the network). Raises `ConfigError`, `PortInUseError`,
     `ModelPullError`.
     """
-    begun_s = time.monotonic()
     policy = None if options.policy is None else options.policy.resolve()
     settings = load_settings(
         options.profile,
@@ -116,7 +117,7 @@ def make_ready(options: UpOptions) -> Plan:
         logs=logs,
         status_ports=dict(zip((CHECKS, MONITOR), free_ports(2), strict=True)),
         display=display_for(as_json=options.json),
-        begun_s=begun_s,
+        profile=options.profile,
     )
 
 
@@ -182,10 +183,10 @@ class _Up:
             for task in work:
                 task.cancel()
             await asyncio.gather(*work, return_exceptions=True)
-            self._display.step("stopping")
+            self._display.close()
+            self._display.say("stopping")
             self._stop.set()  # from now on a signal kills
             await self._supervisor.stop(STOP_ORDER)
-            self._display.close()
             (self._plan.logs / "up.json").unlink(missing_ok=True)
         self._display.say("stopped")
         return 0
@@ -200,9 +201,12 @@ class _Up:
         await self._start_embedded()
         for name in (CHECKS, MONITOR, SIDECAR):
             self._supervisor.keep(self._services[name])
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._supervisor.watch())
-            tasks.create_task(self._show())
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._supervisor.watch())
+                tasks.create_task(self._show())
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from group
 
     async def _start_embedded(self) -> None:
         embedded = [each for each in (self._plan.broker, self._plan.store) if each is not None]
@@ -212,6 +216,10 @@ class _Up:
         for each in embedded:
             each.service.wait_until_answers(START_TIMEOUT_S)
         await create_topics(self._plan.settings.kafka)
+        if self._plan.store is None:
+            store = Store(self._plan.settings.redis)
+            await store.connect()
+            await store.close()
 
     async def _after_broker(self) -> None:
         """The broker came back empty: what the others remember of its topics no longer holds, so all begin anew."""
@@ -266,18 +274,19 @@ class _Up:
         )
 
     def _environment(self, name: str) -> dict[str, str]:
-        """Ours, and over it what this run decided. The children load the same profile."""
+        """Ours, and over it what this run decided. The children run in the same folder, so relative paths hold."""
         settings = self._plan.settings
         root = str(Path(__file__).resolve().parents[2])
         env = {
             **os.environ,
-            "TIDEGATE_PROFILE": settings.profile,
             "TIDEGATE_KAFKA__BOOTSTRAP": settings.kafka.bootstrap,
             "TIDEGATE_REDIS__URL": settings.redis.url.get_secret_value(),
             "TIDEGATE_SIDECAR__PORT": str(settings.sidecar.port),
             # The same code as this process, whatever folder it was called from and however it was installed.
             "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
         }
+        if self._plan.profile is not None:
+            env["TIDEGATE_PROFILE"] = self._plan.profile
         if settings.policy_file is not None:
             env["TIDEGATE_POLICY_FILE"] = str(settings.policy_file)
         if name in self._plan.status_ports:
@@ -298,7 +307,7 @@ class _Up:
             processes[name] |= {"port": plan.status_ports[name], "metrics": f"{url}/metrics", "ready": f"{url}/ready"}
         return {
             "ready": True,
-            "ready_s": round(time.monotonic() - plan.begun_s, 3),
+            "ready_s": round(time.time() - psutil.Process().create_time(), 3),
             "pid": os.getpid(),
             "url": self._url,
             "port": settings.sidecar.port,

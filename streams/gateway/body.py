@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Callable
 from time import time
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import orjson
 from starlette.requests import Request
@@ -19,18 +20,26 @@ __all__ = ["DEADLINE_HEADER", "deadline_ms", "event_of", "new_exchange_id", "par
 DEADLINE_HEADER: Final = "x-tidegate-deadline-ms"
 """Lowers the deadline of one request; it never raises it."""
 
-PARSE_INLINE_BYTES: Final = 65_536
-"""Larger bodies are parsed in a thread: a megabyte of nested arrays takes 100 ms, and the event loop must not stop."""
+INLINE_BYTES: Final = 65_536
+"""Larger bodies are worked on in a thread: a megabyte of small things takes 100 ms, and the loop must not stop."""
+
+T = TypeVar("T")
 
 
-async def read_object(request: Request, *, max_bytes: int, timeout_s: float) -> dict[str, Any]:
-    """The body as a JSON object. Raises `Problem` (400, 408, 413, 415, 422)."""
+async def read_object(request: Request, *, max_bytes: int, timeout_s: float) -> tuple[dict[str, Any], int]:
+    """The body as a JSON object, and its size in bytes. Raises `Problem` (400, 408, 413, 415, 422)."""
     _require_json(request)
     body = await read_body(request, max_bytes=max_bytes, timeout_s=timeout_s)
-    value = await asyncio.to_thread(parse, body) if len(body) > PARSE_INLINE_BYTES else parse(body)
+    value = await _by_size(len(body), parse, body)
     if not isinstance(value, dict):
         raise Problem("invalid-event", "expected an object")
-    return value
+    return value, len(body)
+
+
+async def _by_size(size_bytes: int, work: Callable[..., T], *arguments: Any) -> T:
+    if size_bytes > INLINE_BYTES:
+        return await asyncio.to_thread(work, *arguments)
+    return work(*arguments)
 
 
 def _require_json(request: Request) -> None:
@@ -81,8 +90,8 @@ def parse(body: bytes) -> Any:
     return value
 
 
-def event_of(fields: dict[str, Any], stage: Stage) -> tuple[Event, dict[str, Any]]:
-    """Event fields as JSON → the event, and the whole JSON object to publish (unknown fields kept).
+async def event_of(fields: dict[str, Any], stage: Stage, size_bytes: int) -> tuple[Event, dict[str, Any]]:
+    """Event fields as JSON (of ``size_bytes``) → the event, and the JSON object to publish (unknown fields kept).
 
     ``schema`` follows from the stage; ``exchange_id`` and ``time`` are made where they are missing. Raises `Problem`
     (422) naming the field.
@@ -94,7 +103,7 @@ def event_of(fields: dict[str, Any], stage: Stage) -> tuple[Event, dict[str, Any
     raw.setdefault("exchange_id", new_exchange_id())
     if raw.get("time") is None:
         raw["time"] = iso(time() * 1000)
-    event = convert(raw)
+    event = await _by_size(size_bytes, convert, raw)
     if isinstance(event, Bad):
         raise bad_event(event)
     return event, raw

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from time import perf_counter, time
 from typing import Any, Final
 
@@ -45,14 +45,19 @@ JOIN_SHARE: Final = 0.2
 JOIN_MAX_S: Final = 0.2
 
 
-def margin_s(deadline_ms: float) -> float:
-    """Seconds before the deadline at which the answer is put together: a tenth of it, from 3 to 25 ms. Threads that
-    compute hold the interpreter for up to 5 ms at a time, and the answer must still be encoded and sent."""
-    return min(25.0, max(3.0, deadline_ms / 10)) / 1000
+def margin_s(deadline_ms: float, inflight: int, size_bytes: int) -> float:
+    """Seconds before the deadline at which an answer is put together, at most half of it.
+
+    A tenth of the deadline, from 3 to 25 ms, because threads that compute hold the interpreter; 1 ms for each answer
+    under way, because those that fall due together are put together one after the other; and 1 ms for each 8 KiB, for
+    a megabyte of small messages is decided on in some 100 ms.
+    """
+    wanted_ms = min(25.0, max(3.0, deadline_ms / 10)) + inflight + size_bytes / 8_192
+    return min(wanted_ms, deadline_ms / 2) / 1000
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The native answer. ``messages`` (and ``documents``, if one was touched) are there when the decision is `redact`."""
+    """The native answer. ``messages`` (and ``documents``, if one was touched) are there when it says `redact`."""
 
     decision: Action
     exchange_id: str
@@ -106,9 +111,12 @@ class Checker:
         return policy
 
     def accept(self, policy: Policy) -> None:
-        """Put a policy in force; checks that have begun keep theirs. Raises `ConfigError`: the old one stays."""
+        """Put a policy in force; checks that have begun keep theirs. May block while a new guard's model loads.
+
+        Raises `ConfigError` or `ModelMissingError`; then the old one stays.
+        """
         if self._engine is not None:
-            self._engine.policy = policy
+            self._engine.adopt(policy)
         else:
             self._policy = policy
 
@@ -118,7 +126,7 @@ class Checker:
 
     @contextlib.contextmanager
     def admit(self) -> Iterator[None]:
-        """A place for one request, from before its body is read until it is answered. Raises `Problem` (503), at once."""
+        """A place for one request, from before its body is read until it is answered; else `Problem` (503) at once."""
         if self._inflight >= self._settings.max_inflight:
             raise Problem("overloaded", f"{self._inflight} are under way", headers={"Retry-After": "1"})
         self._inflight += 1
@@ -142,8 +150,8 @@ class Checker:
         what the event holds, for a guard, the store or the broker.
         """
         began_s = perf_counter() if began_s is None else began_s
-        ends_s = began_s + deadline_ms / 1000 - margin_s(deadline_ms)
         value = orjson.dumps(raw)
+        ends_s = began_s + deadline_ms / 1000 - margin_s(deadline_ms, self._inflight, len(value))
         request: RequestEvent | None = None
         if isinstance(event, RequestEvent):
             self._exchanges.remember(event, value)
@@ -161,7 +169,7 @@ class Checker:
         decision = msgspec.structs.replace(decision, timing=Timing(total_ms, decision.timing.guards))
         time_ms = to_ms(event.time) if event.time is not None else round(time() * 1000)
         joined = None if isinstance(event, RequestEvent) else request
-        self._outbox.offer(Judged(decision, event, joined, time_ms))
+        self._outbox.offer(Judged(decision, event, joined, time_ms, len(value)))
         self._count(decision)
         return _answer(decision, event, raw)
 
@@ -185,15 +193,17 @@ class Checker:
             scan.run()
             return scan.decisions()[0]
 
-        future = self.threads.submit(run)
+        future = self.threads.submit(run, ends_s)
         await asyncio.wait([future], timeout=max(0.0, ends_s - perf_counter()))
         try:
             if future.done():
-                return future.result()
+                whole: Decision = future.result()
+                return whole
             self.threads.give_up(future)
             if scans:
                 scans[0].cancel()
-                return scans[0].decisions()[0]
+                (decision,) = await asyncio.to_thread(scans[0].decisions)
+                return decision
         except Exception as error:  # planning failed: no guard has looked, and the policy says what that means
             self._log.error("the engine failed", error=type(error).__name__)
             return self._unlooked(exchange, stage, FailureCode.ERROR)
@@ -206,11 +216,12 @@ class Checker:
         failed: list[Failed] = []
         skipped: list[str] = []
         for name, settings in resolved.guards.items():
-            stages: Iterable[Stage] = settings.stages or (
-                self._engine.guards[name].stages if self._engine is not None else (stage,)
-            )
-            asked = stage in stages and (settings.inline or self._settings.mode != "hybrid")
-            if asked:
+            stages: Collection[Stage]
+            if settings.stages is not None:
+                stages = settings.stages
+            else:  # without an engine it is not known at which stages a guard can look: assume that it can
+                stages = self._engine.guards[name].stages if self._engine is not None else (stage,)
+            if stage in stages and (settings.inline or self._settings.mode != "hybrid"):
                 failed.append(Failed(name, code))
             else:
                 skipped.append(name)

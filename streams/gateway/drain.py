@@ -14,7 +14,8 @@ T = TypeVar("T")
 
 
 class Drain(Generic[T]):
-    """``offer`` never blocks. ``deliver`` gets up to ``batch_max`` items, in order, and must not raise.
+    """``offer`` never blocks. ``deliver`` gets up to ``batch_max`` items, in order; should it raise all the same,
+    ``on_error(exception, items)`` is told, those items are lost, and the next ones follow.
 
     Bounded by number and by bytes: ten thousand items of a megabyte each are no bound.
     """
@@ -25,9 +26,11 @@ class Drain(Generic[T]):
         *,
         items_max: int,
         bytes_max: int,
+        on_error: Callable[[Exception, int], None],
         batch_max: int = 256,
     ) -> None:
         self._deliver = deliver
+        self._on_error = on_error
         self._items_max = items_max
         self._bytes_max = bytes_max
         self._batch_max = batch_max
@@ -35,6 +38,8 @@ class Drain(Generic[T]):
         self._bytes = 0
         self._under_way = 0
         self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._task: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
@@ -47,6 +52,7 @@ class Drain(Generic[T]):
             return False
         self._queue.append((item, size_bytes))
         self._bytes += size_bytes
+        self._idle.clear()
         self._wake.set()
         return True
 
@@ -58,9 +64,7 @@ class Drain(Generic[T]):
         if self._task is None:
             return len(self)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                while len(self) and not self._task.done():
-                    await asyncio.sleep(0.01)
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         return len(self)
@@ -68,6 +72,7 @@ class Drain(Generic[T]):
     async def _run(self) -> None:
         while True:
             while not self._queue:
+                self._idle.set()
                 self._wake.clear()
                 await self._wake.wait()
             batch: list[T] = []
@@ -76,5 +81,8 @@ class Drain(Generic[T]):
                 self._bytes -= size_bytes
                 batch.append(item)
             self._under_way = len(batch)
-            await self._deliver(batch)
+            try:
+                await self._deliver(batch)
+            except Exception as error:
+                self._on_error(error, len(batch))
             self._under_way = 0

@@ -39,7 +39,7 @@ class Exchanges:
         self._down_until_s = 0.0
         self._was_down = False
         self._drain: Drain[tuple[RequestEvent, bytes]] = Drain(
-            self._put, items_max=WAITING_MAX, bytes_max=RECENT_BYTES_MAX
+            self._put, items_max=WAITING_MAX, bytes_max=RECENT_BYTES_MAX, on_error=self._lost
         )
 
     def start(self) -> None:
@@ -107,6 +107,10 @@ class Exchanges:
             self._failed("remember", error, len(batch))
         else:
             self._worked()
+
+    def _lost(self, error: Exception, count: int) -> None:
+        metrics.STORE_FAILED.labels("remember").inc(count)
+        self._log.error("requests were not kept", error=type(error).__name__, events=count)
 
     @property
     def usable(self) -> bool:

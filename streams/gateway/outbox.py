@@ -31,12 +31,13 @@ _BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
 
 
 class Judged(msgspec.Struct, frozen=True):
-    """A decision that was answered. ``time_ms``: the event's time."""
+    """A decision that was answered. ``time_ms``: the event's time; ``size_bytes``: the event's size."""
 
     decision: Decision
     event: Event
     request: RequestEvent | None
     time_ms: int
+    size_bytes: int
 
 
 class Said(msgspec.Struct, frozen=True):
@@ -50,7 +51,11 @@ class Said(msgspec.Struct, frozen=True):
 class SupportsPublish(Protocol):
     """What the outbox needs of `streams.kafka.Publisher`."""
 
+    async def start(self) -> None: ...
+
     async def publish(self, records: Sequence[Record]) -> Any: ...
+
+    async def stop(self) -> None: ...
 
 
 class Outbox:
@@ -66,7 +71,9 @@ class Outbox:
         self._hasher = hasher
         self._log = log
         self._failing = False
-        self._drain: Drain[Judged | Said] = Drain(self._deliver, items_max=queue_max, bytes_max=QUEUE_BYTES_MAX)
+        self._drain: Drain[Judged | Said] = Drain(
+            self._deliver, items_max=queue_max, bytes_max=QUEUE_BYTES_MAX, on_error=self._lost
+        )
         metrics.PUBLISH_QUEUE.set_function(lambda: len(self._drain))
 
     def start(self) -> None:
@@ -81,8 +88,8 @@ class Outbox:
 
     def offer(self, item: Judged | Said) -> bool:
         """Queue an event or a decision; returns at once. ``False``: dropped and counted."""
-        size_bytes = len(item.value) if isinstance(item, Said) else 1_000
-        if size_bytes > MAX_VALUE_BYTES:
+        size_bytes = len(item.value) if isinstance(item, Said) else item.size_bytes
+        if isinstance(item, Said) and size_bytes > MAX_VALUE_BYTES:
             metrics.PUBLISH_DROPPED.labels("too_large").inc()
             return False
         if not self._drain.offer(item, size_bytes):
@@ -90,14 +97,30 @@ class Outbox:
             return False
         return True
 
+    def _lost(self, error: Exception, count: int) -> None:
+        metrics.PUBLISH_DROPPED.labels("error").inc(count)
+        self._log.error("not published", error=type(error).__name__, records=count)
+
     async def _deliver(self, batch: list[Judged | Said]) -> None:
+        records = [_said(item) for item in batch if isinstance(item, Said)]
         judged = [item for item in batch if isinstance(item, Judged)]
-        decisions: list[bytes] = []
         if judged:
-            records = await asyncio.to_thread(lambda: [self._record(item) for item in judged])
-            decisions = await self._exchanges.first_decisions(records)
-        standing = iter(decisions)
-        await self._publish([_said(item) if isinstance(item, Said) else _decided(item, next(standing)) for item in batch])
+            decisions = await asyncio.to_thread(self._records, judged)
+            standing = await self._exchanges.first_decisions(decisions)
+            records += [
+                Record(DECISIONS, decision.conversation_id.encode(), value)
+                for decision, value in zip(decisions, standing, strict=True)
+            ]
+        await self._publish(records)
+
+    def _records(self, judged: Sequence[Judged]) -> list[DecisionRecord]:
+        records = []
+        for item in judged:
+            try:
+                records.append(self._record(item))
+            except Exception as error:  # one that cannot be written must not take its neighbours with it
+                self._lost(error, 1)
+        return records
 
     def _record(self, item: Judged) -> DecisionRecord:
         request = None if item.request is None else labels_of(item.request)
@@ -148,7 +171,3 @@ def _is_final(error: PublishError) -> bool:
 def _said(item: Said) -> Record:
     topic = REQUESTS if stage_of(item.event) == "request" else RESPONSES
     return Record(topic, conversation_of(item.event).encode(), item.value, item.headers)
-
-
-def _decided(item: Judged, value: bytes) -> Record:
-    return Record(DECISIONS, conversation_of(item.event).encode(), value)

@@ -72,7 +72,7 @@ def bad_event(bad: Bad) -> Problem:
     if bad.code is BadCode.TOO_LARGE:
         return Problem("too-large", detail)
     field = _field_of(bad)
-    return Problem("invalid-event", detail, **({"field": field} if field else {}))
+    return Problem("invalid-event", detail, field=field)
 
 
 def _field_of(bad: Bad) -> str:
@@ -93,7 +93,7 @@ def problem_response(problem: Problem) -> Response:
         "status": kind.status,
         "code": problem.code,
         **({"detail": problem.detail} if problem.detail else {}),
-        **problem.members,
+        **{name: value for name, value in problem.members.items() if value != ""},
     }
     return Response(orjson.dumps(document), kind.status, problem.headers, media_type=MEDIA_TYPE)
 

@@ -37,7 +37,7 @@ class Replies:
     """This process's channel, subscribed for its whole life, and the questions that wait."""
 
     def __init__(self, store: Store, log: Any) -> None:
-        self.channel = key("replies", secrets.token_hex(8))
+        self.channel = key("reply", "channel", secrets.token_hex(8))
         self.listening = False
         self._redis = store.redis
         self._log = log
@@ -80,7 +80,7 @@ class Replies:
 
     async def _fetch(self, question: Question) -> None:
         try:
-            value = await self._redis.get(question.key)
+            value: Any = await self._redis.get(question.key)
         except (RedisError, OSError):
             metrics.STORE_FAILED.labels("reply").inc()
             return
@@ -110,9 +110,9 @@ class Replies:
             for question in self._open.values():  # told while nobody listened
                 self._start_fetch(question)
         elif message["type"] == "message":
-            question = self._open.get(message["data"])
-            if question is not None:
-                self._start_fetch(question)
+            asked = self._open.get(message["data"])
+            if asked is not None:
+                self._start_fetch(asked)
 
     def _start_fetch(self, question: Question) -> None:
         task = asyncio.create_task(self._fetch(question))

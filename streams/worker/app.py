@@ -38,7 +38,7 @@ POLL_RECORDS_MAX = 500
 """More makes rebalances slow (robinhood/faust 402)."""
 
 
-class _ConsumerThread(AIOKafkaConsumerThread):
+class _ConsumerThread(AIOKafkaConsumerThread):  # type: ignore[misc]
     """Faust hard-codes ``fetch_max_wait_ms=1500``; a broker that answers idle fetches late needs less."""
 
     def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
@@ -47,12 +47,12 @@ class _ConsumerThread(AIOKafkaConsumerThread):
         return consumer
 
 
-class _Consumer(Consumer):
+class _Consumer(Consumer):  # type: ignore[misc]
     def _new_consumer_thread(self) -> AIOKafkaConsumerThread:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
 
-class _Transport(Transport):
+class _Transport(Transport):  # type: ignore[misc]
     Consumer = _Consumer
     fetch_max_wait_ms: int = 1500
 

@@ -14,11 +14,10 @@ from time import monotonic, time
 from typing import Any
 
 import msgspec
-from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from guards.engine import Engine, Item
-from guards.errors import ConfigError, GuardsError
+from guards.errors import GuardsError
 from guards.policy import Policy
 from guards.types import Decision
 from streams import log as logs
@@ -41,7 +40,6 @@ from streams.kafka import (
     REPLY_KEY_HEADER,
     RUN_HEADER,
     Publisher,
-    PublishError,
     Record,
     header,
     make_consumer,
@@ -49,16 +47,15 @@ from streams.kafka import (
 from streams.policies import PolicyFeed
 from streams.records import DeadLetter, DecisionRecord, Hasher, decision_record, encode
 from streams.settings import Settings
-from streams.store import Store, StoreError, key, parse_store_key
+from streams.store import Store, key, parse_store_key
 from streams.topics import DECISIONS, DLQ, REQUESTS, RESPONSES
 from streams.worker.app import Entry, Lifecycle, OrderedAcks, guarded, make_app, run_worker
 from streams.worker.parking import Parking
+from streams.worker.persistence import Persistence
+from streams.worker.readback import ends_of, partitions_of
 from streams.worker.status import StatusServer
 
 __all__ = ["Checks", "run_checks"]
-
-GIVE_UP_S = 60.0
-"""A worker that cannot publish or reach the store for so long ends with code 1: its partitions move on."""
 
 UNPARK_INTERVAL_S = 0.05
 """Parked responses look for their requests this often: the most that a join adds to a decision's delay."""
@@ -104,6 +101,7 @@ class Checks:
         self._store = store
         self._publisher = publisher
         self._hasher = hasher
+        self._persistence = Persistence(lifecycle, log)
         self._lifecycle = lifecycle
         self._log = log
         self.acks = OrderedAcks()
@@ -115,12 +113,17 @@ class Checks:
         self._progress: dict[int, int] = {}
         self._dead_letters: list[float] = []
 
+    @property
+    def trouble(self) -> str | None:
+        """What does not answer just now, or ``None``."""
+        return self._persistence.trouble
+
     # ------------------------------------------------------------ the two agents' batches
 
     async def requests(self, batch: Sequence[Taken]) -> None:
         """Requests: keep for the join, check, decide, acknowledge. Never raises."""
         jobs, bad = self._decode(batch, RequestEvent)
-        await self._persistently(
+        await self._persistence.until_done(
             "requests",
             lambda: self._store.put_requests(
                 [(job.event, job.taken.raw or b"") for job in jobs if isinstance(job.event, RequestEvent)],
@@ -129,7 +132,7 @@ class Checks:
         )
         for taken in batch:
             self._progress[taken.entry.tp.partition] = taken.entry.offset + 1
-        await self._persistently("progress", lambda: self._store.put_progress(dict(self._progress)))
+        await self._persistence.until_done("progress", lambda: self._store.put_progress(dict(self._progress)))
         await self._bury(bad)
         await self._decide(jobs)
         await self._finish([taken.entry for taken in batch])
@@ -149,7 +152,7 @@ class Checks:
                 ready.append(job)
         self._show_parking()
         await self._decide(ready)
-        parked = {id(job.taken.entry) for job in self.parking.items}
+        parked = {id(job.taken.entry) for job, request in zip(jobs, found, strict=True) if request is None}
         await self._finish([taken.entry for taken in batch if id(taken.entry) not in parked])
 
     async def unpark_forever(self, ends: Any) -> None:
@@ -164,17 +167,16 @@ class Checks:
                     self.parking.note_ends(await ends(), now)
                 except (KafkaError, TimeoutError) as error:
                     self._log.warning("the ends of the requests topic cannot be read", why=repr(error))
-            progress = await self._persistently("progress", self._store.get_progress)
-            jobs = self.parking.items
-            found = await self._find(jobs)
-            with_request, without = self.parking.release([request is not None for request in found], progress)
-            for number in with_request:
-                jobs[number].request = found[number]
-            released = self.parking.remove([*with_request, *without])
+            progress = await self._persistence.until_done("progress", self._store.get_progress)
+            places = self.parking.places
+            found = await self._find([place.item for place in places])
+            for place, request in zip(places, found, strict=True):
+                place.item.request = request
+            without = [p for p in places if p.item.request is None and p.hopeless(progress)]
+            released = self.parking.remove([p for p in places if p.item.request is not None] + without)
             if not released:
                 continue
             metrics.REQUESTS_MISSING.inc(len(without))
-            released = [job for job in released if self.acks.holds(job.taken.entry)]
             for start in range(0, len(released), self._settings.batch_max):
                 chunk = released[start : start + self._settings.batch_max]
                 await self._decide(chunk)
@@ -184,8 +186,7 @@ class Checks:
     def revoke(self, partitions: Any) -> None:
         """These partitions are another's now: forget what is in flight, it will be redelivered there."""
         self.acks.revoke(partitions)
-        gone = [n for n, job in enumerate(self.parking.items) if not self.acks.holds(job.taken.entry)]
-        self.parking.remove(gone)
+        self.parking.remove([place for place in self.parking.places if not self.acks.holds(place.item.taken.entry)])
         for tp in partitions:
             if tp.topic == REQUESTS:
                 self._progress.pop(tp.partition, None)
@@ -209,7 +210,9 @@ class Checks:
 
     async def _find(self, jobs: Sequence[Job]) -> list[RequestEvent | None]:
         ids = [(job.event.tenant, job.event.exchange_id) for job in jobs]
-        found: list[RequestEvent | None] = await self._persistently("join", lambda: self._store.get_requests(ids))
+        found: list[RequestEvent | None] = await self._persistence.until_done(
+            "join", lambda: self._store.get_requests(ids)
+        )
         return found
 
     async def _decide(self, jobs: Sequence[Job]) -> None:
@@ -235,7 +238,7 @@ class Checks:
             metrics.CHECK_SECONDS.labels(path="stream", stage=record.stage).observe(seconds)
             for failed in record.coverage.failed:
                 metrics.GUARD_FAILURES.labels(guard=failed.guard, code=failed.code).inc()
-        standing: list[bytes] = await self._persistently(
+        standing: list[bytes] = await self._persistence.until_done(
             "decisions", lambda: self._store.put_decisions(records, self._settings.decision_ttl_s)
         )
         await self._answer(jobs, standing)
@@ -275,7 +278,9 @@ class Checks:
             if reply_key.startswith(REPLY_PREFIX) and channel.startswith(REPLY_PREFIX):
                 replies.append((reply_key, channel, value))
         if replies:
-            await self._persistently("reply", lambda: self._store.reply(replies, self._settings.decision_ttl_s))
+            await self._persistence.until_done(
+                "reply", lambda: self._store.reply(replies, self._settings.decision_ttl_s)
+            )
 
     async def _bury(self, bad: Sequence[tuple[Taken, Bad]]) -> None:
         if not bad:
@@ -308,33 +313,11 @@ class Checks:
 
     async def _publish(self, records: Sequence[Record]) -> None:
         if records:
-            await self._persistently("publish", lambda: self._publisher.publish(records))
+            await self._persistence.until_done("publish", lambda: self._publisher.publish(records))
 
     async def _finish(self, entries: Sequence[Entry]) -> None:
         for entry in self.acks.finish(entries):
             entry.event.ack()
-
-    async def _persistently(self, use: str, action: Any) -> Any:
-        """Do it until it is done. After `GIVE_UP_S` without success the process ends; what is in flight is not lost."""
-        began = monotonic()
-        pause_s = 0.05
-        while True:
-            try:
-                return await action()
-            except (StoreError, PublishError) as error:
-                counter = (
-                    metrics.PUBLISH_FAILED if isinstance(error, PublishError) else metrics.STORE_FAILED.labels(use)
-                )
-                counter.inc()
-                if monotonic() - began > GIVE_UP_S:
-                    self._lifecycle.fail(f"{use}: {error}")
-                self._log.warning("trying again", use=use, why=str(error), pause_s=round(pause_s, 2))
-            except ConfigError as error:
-                self._lifecycle.fail(str(error))
-            if self._lifecycle.failure is not None:
-                await asyncio.Event().wait()
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 2, 2.0)
 
     def _show_parking(self) -> None:
         metrics.PARKED.set(len(self.parking))
@@ -358,7 +341,7 @@ async def run_checks(settings: Settings) -> int:
     store_key = None if settings.store_key is None else parse_store_key(settings.store_key.get_secret_value())
     store = Store(settings.redis, store_key=store_key)
     publisher = Publisher(settings.kafka)
-    state: dict[str, Any] = {"engine": None, "assigned": False, "tick": monotonic()}
+    state: dict[str, Any] = {"engine": None, "assigned": False, "checks": None, "tick": monotonic()}
 
     def on_error(guard: str, error: BaseException) -> None:
         metrics.GUARD_ERRORS.labels(guard=guard).inc()
@@ -386,6 +369,7 @@ async def run_checks(settings: Settings) -> int:
             "models": lambda: None if state["engine"] is not None else "models are loading",
             "assigned": lambda: None if state["assigned"] else "no partitions assigned yet",
             "worker": lambda: lifecycle.failure or ("stopping" if lifecycle.stopping else None),
+            "broker_and_store": lambda: state["checks"].trouble if state["checks"] else None,
         },
     )
     status_port = await status.start()
@@ -398,12 +382,14 @@ async def run_checks(settings: Settings) -> int:
         await publisher.start()
         await feed.start()
         await ends_consumer.start()
-        partitions = [TopicPartition(REQUESTS, p) for p in (await _partitions(ends_consumer, REQUESTS))]
+        partitions = await partitions_of(ends_consumer, REQUESTS)
+        ends_consumer.assign(partitions)
 
         async def ends() -> dict[int, int]:
-            return {tp.partition: end for tp, end in (await ends_consumer.end_offsets(partitions)).items()}
+            return {tp.partition: end for tp, end in (await ends_of(ends_consumer, partitions)).items()}
 
         checks = Checks(settings, state["engine"], store, publisher, hasher, lifecycle, log)
+        state["checks"] = checks
         app = make_app("tidegate-checks", settings)
         _agents(app, checks, settings, state, lifecycle)
         background = [
@@ -426,6 +412,9 @@ def _agents(app: Any, checks: Checks, settings: Settings, state: dict[str, Any],
         batch = []
         for event in events:
             message = event.message
+            # Faust's buffer may hold events from before a rebalance; they come again, from the committed offset on.
+            if message.generation_id != app.consumer_generation_id:
+                continue
             entry = checks.acks.take(message.tp, message.offset, event, monotonic())
             headers = tuple(message.headers or ())
             batch.append(
@@ -444,21 +433,16 @@ def _agents(app: Any, checks: Checks, settings: Settings, state: dict[str, Any],
     app.agent(app.topic(REQUESTS), name="check_requests", concurrency=1)(check_requests)
     app.agent(app.topic(RESPONSES), name="check_responses", concurrency=1)(check_responses)
 
-    @app.on_partitions_revoked.connect(weak=False)
     async def revoked(_: Any, partitions: Any, **__: Any) -> None:
         checks.revoke(partitions)
 
-    @app.on_partitions_assigned.connect(weak=False)
-    async def assigned(_: Any, __: Any, **___: Any) -> None:
+    async def assigned(_: Any, partitions: Any, **__: Any) -> None:
+        # All of them are read again from the committed offset: what was taken in between is stale.
+        checks.revoke(partitions)
         state["assigned"] = True
 
-
-async def _partitions(consumer: Any, topic: str) -> list[int]:
-    await consumer._client.set_topics([topic])
-    found = consumer.partitions_for_topic(topic)
-    if not found:
-        raise GuardsError(f"the topic {topic} is missing; run `tidegate topics create`")
-    return sorted(found)
+    app.on_partitions_revoked.connect(revoked, weak=False)
+    app.on_partitions_assigned.connect(assigned, weak=False)
 
 
 async def _tick(state: dict[str, Any], checks: Checks, feed: PolicyFeed, lifecycle: Lifecycle) -> None:

@@ -8,15 +8,17 @@ was not among it. So a backlog or a take-over, however long, never fails a join,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Generic, TypeVar
 
-__all__ = ["Parking"]
+__all__ = ["Parking", "Place"]
 
 T = TypeVar("T")
 
 
-class _Place(Generic[T]):
+class Place(Generic[T]):
+    """Where an item waits. ``ends``: partition → end offset of the requests topic, once it has been noted."""
+
     __slots__ = ("ends", "item", "parked_s")
 
     def __init__(self, item: T, parked_s: float) -> None:
@@ -24,14 +26,22 @@ class _Place(Generic[T]):
         self.parked_s = parked_s
         self.ends: Mapping[int, int] | None = None
 
+    def hopeless(self, progress: Mapping[int, int]) -> bool:
+        """Whether all requests that this item could wait for have been taken in (partition → next offset)."""
+        return self.ends is not None and all(progress.get(p, 0) >= end for p, end in self.ends.items())
+
 
 class Parking(Generic[T]):
-    """``wait_s``: how long after parking a request may still be published and be found. ``capacity``: places."""
+    """``wait_s``: how long after parking a request may still be published and be found. ``capacity``: places.
+
+    To release: read the progress, then look the requests up, then `remove` the places that found theirs or are
+    `Place.hopeless` by that progress. In this order a request that counts as taken in has been looked for.
+    """
 
     def __init__(self, wait_s: float, capacity: int) -> None:
         self._wait_s = wait_s
         self._capacity = capacity
-        self._places: list[_Place[T]] = []
+        self._places: dict[int, Place[T]] = {}
 
     def __len__(self) -> int:
         return len(self._places)
@@ -40,44 +50,25 @@ class Parking(Generic[T]):
     def full(self) -> bool:
         return len(self._places) >= self._capacity
 
-    def park(self, item: T, now_s: float) -> None:
-        self._places.append(_Place(item, now_s))
-
     @property
-    def items(self) -> list[T]:
-        return [place.item for place in self._places]
+    def places(self) -> list[Place[T]]:
+        """All places, in order of parking."""
+        return list(self._places.values())
+
+    def park(self, item: T, now_s: float) -> None:
+        place = Place(item, now_s)
+        self._places[id(place)] = place
 
     def wants_ends(self, now_s: float) -> bool:
         """Whether some place has waited long enough that the requests' end offsets should be noted now."""
-        return any(place.ends is None and now_s - place.parked_s >= self._wait_s for place in self._places)
+        return any(place.ends is None and now_s - place.parked_s >= self._wait_s for place in self._places.values())
 
     def note_ends(self, ends: Mapping[int, int], now_s: float) -> None:
-        """Partition → end offset of the requests topic, read just now (after ``now_s`` was taken)."""
-        for place in self._places:
+        """Partition → end offset of the requests topic, read after ``now_s`` was taken."""
+        for place in self._places.values():
             if place.ends is None and now_s - place.parked_s >= self._wait_s:
                 place.ends = ends
 
-    def release(self, found: Sequence[bool], progress: Mapping[int, int]) -> tuple[list[int], list[int]]:
-        """Which places end: (indices with a request, indices without), given which requests were found, in order of
-        `items`, and the progress of the requests' consumption (partition → next offset).
-
-        ``progress`` must have been read before ``found`` was looked up: then a request that was taken in is in it.
-        """
-        with_request = [number for number, is_there in enumerate(found) if is_there]
-        without = [
-            number
-            for number, (place, is_there) in enumerate(zip(self._places, found, strict=False))
-            if not is_there and place.ends is not None and _passed(progress, place.ends)
-        ]
-        return with_request, without
-
-    def remove(self, numbers: Sequence[int]) -> list[T]:
-        """Take these places out; returns their items in order of parking."""
-        gone = set(numbers)
-        items = [place.item for number, place in enumerate(self._places) if number in gone]
-        self._places = [place for number, place in enumerate(self._places) if number not in gone]
-        return items
-
-
-def _passed(progress: Mapping[int, int], ends: Mapping[int, int]) -> bool:
-    return all(progress.get(partition, 0) >= end for partition, end in ends.items())
+    def remove(self, places: Iterable[Place[T]]) -> list[T]:
+        """Take these places out; returns the items of those that were still there."""
+        return [place.item for place in places if self._places.pop(id(place), None) is not None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,7 +50,7 @@ def test_merged_redactions_are_disjoint_and_cover_the_same(found: list[tuple[int
     merged = merge_redactions(Redaction(HERE, start, end, "<X>") for start, end in found)
     covered = {i for start, end in found for i in range(start, end)}
     assert {i for item in merged for i in range(item.start, item.end)} == covered
-    assert all(one.end <= two.start for one, two in zip(merged, merged[1:], strict=False))
+    assert all(one.end <= two.start for one, two in pairwise(merged))
     text = "".join(chr(0x4E00 + i) for i in range(45))
     (message,) = redact([{"role": "user", "content": text}], merged)
     assert not {text[i] for i in covered} & set(message["content"])

@@ -50,23 +50,25 @@ def test_acknowledged_is_always_a_prefix(count: int, rng: random.Random) -> None
     assert len(seen) == count
 
 
-def test_a_parked_response_goes_with_its_request() -> None:
+def test_a_parked_response_leaves_its_place_once() -> None:
     parking: Parking[str] = Parking(wait_s=10, capacity=2)
     parking.park("a", 0.0)
     parking.park("b", 1.0)
     assert parking.full
-    with_request, without = parking.release([False, True], {})
-    assert (with_request, without) == ([1], [])
-    assert parking.remove(with_request) == ["b"]
-    assert parking.items == ["a"]
+    first, second = parking.places
+    assert parking.remove([second]) == ["b"]
+    assert parking.remove([second, first]) == ["a"]  # one that was revoked meanwhile is passed over
+    assert len(parking) == 0
 
 
 def test_the_wait_ends_by_consumption_not_by_the_clock() -> None:
     parking: Parking[str] = Parking(wait_s=10, capacity=9)
     parking.park("a", 0.0)
+    (place,) = parking.places
     assert not parking.wants_ends(9.9)
     assert parking.wants_ends(10.0)
+    assert not place.hopeless({0: 10**9})
     parking.note_ends({0: 100, 1: 7}, 10.0)
-    assert parking.release([False], {0: 99, 1: 7}) == ([], [])  # a backlog of one: hours may pass
-    assert parking.release([False], {0: 100, 1: 7}) == ([], [0])
-    assert parking.release([True], {0: 100, 1: 7}) == ([0], [])
+    assert not place.hopeless({0: 99, 1: 7})  # a backlog of one: hours may pass
+    assert not place.hopeless({0: 100})
+    assert place.hopeless({0: 100, 1: 7})

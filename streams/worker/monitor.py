@@ -1,0 +1,370 @@
+"""The monitor worker: requests, responses and decisions → windows in llm.windows; one of its kind evaluates them.
+
+A batch is claimed in Redis and counted in memory. Every ``flush_s`` what changed is written to llm.windows; only when
+the broker has acknowledged that are the source events acknowledged, in offset order. A crash at any point leads to
+redelivery, which is exact (see `streams.monitor.windows.Book`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterable, Sequence
+from functools import partial
+from time import monotonic, time
+from typing import Any, Final
+
+from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import KafkaError
+
+from guards.errors import GuardsError
+from guards.policy import configs_folder
+from streams import log as logs
+from streams import metrics
+from streams.events import Bad
+from streams.kafka import RUN_HEADER, Publisher, Record, header, make_consumer
+from streams.monitor.facts import SOURCES, addition_of, dead, duplicate, read
+from streams.monitor.prices import Prices, load_prices
+from streams.monitor.rules import load_rules
+from streams.monitor.windows import Addition, Book, Series, Source
+from streams.settings import Settings
+from streams.store import Store
+from streams.topics import WINDOWS
+from streams.worker.app import Lifecycle, guarded, make_app, run_worker
+from streams.worker.claims import Claims, ClaimsLostError, Item
+from streams.worker.evaluator import Evaluator
+from streams.worker.ownership import Ownership, windows_partitions
+from streams.worker.persistence import Persistence
+from streams.worker.readback import partitions_of
+from streams.worker.status import StatusServer
+
+__all__ = ["GROUP", "Monitor", "run_monitor"]
+
+GROUP: Final = "tidegate-monitor"
+
+DIRTY_MAX: Final = 5_000
+"""So many changed buckets are written at once, without waiting for the next flush: bounds what a crash repeats."""
+
+PUBLISH_CHUNK: Final = 1_000
+"""Records per publish: 1,000 buckets of some hundred bytes are well within the request time-out."""
+
+REWRITE_S: Final = 3_600.0
+"""Totals are written again this often, so that the topic's retention never drops the only copy."""
+
+RECOUNT_SERIES_S: Final = 60.0
+"""The set of known series is made anew this often: a series without buckets frees its place."""
+
+WAIT_FOR_OTHERS_S: Final = 0.2
+"""While another worker reads its claims back, this one looks again so often."""
+
+
+class Monitor:
+    """Counts what the partitions that are assigned to this process bring. One batch or flush at a time."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        ownership: Ownership,
+        claims: Claims,
+        publisher: Publisher,
+        prices: Prices,
+        persistence: Persistence,
+        topology: AIOKafkaConsumer,
+        log: Any,
+    ) -> None:
+        self._settings = settings.monitor
+        self._ownership = ownership
+        self._claims = claims
+        self._publisher = publisher
+        self._prices = prices
+        self._persistence = persistence
+        self._topology = topology
+        self._log = log
+        self._lock = asyncio.Lock()
+        self._books: dict[Source, Book] = {}
+        self._unacked: dict[Source, list[Any]] = {}
+        self._oldest_s: dict[Source, float] = {}
+        self._assigned: frozenset[Source] = frozenset()
+        self._assignment = 0
+        self._sources: list[Source] = []
+        self._series: set[Series] = set()
+        self._series_at_s = monotonic()
+        self._rewritten_s = monotonic()
+
+    # ------------------------------------------------------------ what Faust says
+
+    def assign(self, sources: Iterable[Source]) -> None:
+        """The new assignment, all of it. State is taken over before the first event of it is counted."""
+        self._assigned = frozenset(sources)
+        self._assignment += 1
+        self._sources = []
+
+    def revoke(self, sources: Iterable[Source]) -> None:
+        """Forget these: what was not acknowledged comes again to the next owner, who restores what was written."""
+        gone = frozenset(sources)
+        self._assigned -= gone
+        self._assignment += 1
+        for source in gone:
+            self._books.pop(source, None)
+            self._unacked.pop(source, None)
+            self._oldest_s.pop(source, None)
+
+    async def batch(self, events: Sequence[Any], generation: int) -> None:
+        """Count Faust events. Those of an assignment that is over are passed over; they come again."""
+        async with self._lock:
+            await self._own()
+            items: list[Item] = []
+            taken: list[tuple[Source, Book, int, Any, Addition | Item]] = []
+            for event in events:
+                message = event.message
+                source = Source(message.topic, message.partition)
+                book = self._books.get(source)
+                if book is None or message.generation_id != generation:
+                    continue
+                metrics.EVENTS.labels(topic=source.topic).inc()
+                if message.offset < book.next_offset:
+                    taken.append((source, book, message.offset, event, Addition()))
+                    continue
+                timestamp_ms = round(message.timestamp * 1000)
+                fact = read(source.topic, message.value, timestamp_ms, header(message.headers, RUN_HEADER))
+                if isinstance(fact, Bad):
+                    taken.append((source, book, message.offset, event, dead()))
+                else:
+                    items.append(Item(source, message.offset, fact))
+                    taken.append((source, book, message.offset, event, items[-1]))
+            additions = await self._additions(items)
+            self._count(taken, additions)
+            if sum(book.dirty for book in self._books.values()) > DIRTY_MAX:
+                await self._flush()
+
+    def _count(
+        self, taken: Sequence[tuple[Source, Book, int, Any, Addition | Item]], additions: dict[int, Addition]
+    ) -> None:
+        now_ms, now_s = round(time() * 1000), monotonic()
+        for source, book, offset, event, what in taken:
+            if self._books.get(source) is not book:
+                continue  # revoked while Redis was asked
+            if offset > book.next_offset > 0:  # retention, or markers of a producer's transactions
+                self._log.warning("offsets are missing", source=f"{source.topic}/{source.partition}", next=offset)
+            book.apply(offset, what if isinstance(what, Addition) else additions[id(what)], now_ms)
+            self._unacked.setdefault(source, []).append(event)
+            self._oldest_s.setdefault(source, now_s)
+
+    async def _additions(self, items: Sequence[Item]) -> dict[int, Addition]:
+        """By identity of the item: what it adds, once it is known whether it counts."""
+        while True:
+            try:
+                claimed = await self._persistence.until_done(
+                    "claims", partial(self._claims.settle, items, self._sources, self._admit)
+                )
+                break
+            except ClaimsLostError:
+                await self._restore_claims()
+        found: dict[int, Addition] = {}
+        for item, how in zip(items, claimed, strict=True):
+            found[id(item)] = (
+                duplicate(item.fact)
+                if how is None
+                else addition_of(item.fact, how.labels, how.series, self._prices, how.own)
+            )
+        return found
+
+    def _admit(self, series: Series) -> bool:
+        if series in self._series:
+            return True
+        if len(self._series) >= self._settings.max_series:
+            return False
+        self._series.add(series)
+        return True
+
+    # ------------------------------------------------------------ taking over
+
+    async def _own(self) -> None:
+        """Take over what is assigned and not yet owned. An assignment that changes meanwhile starts it again."""
+        while wanted := sorted(self._assigned - self._books.keys()):
+            assignment = self._assignment
+            books = await self._persistence.until_done("take-over", partial(self._ownership.take, wanted))
+            if assignment != self._assignment:
+                continue
+            for book in books:
+                self._books[book.source] = book
+                self._series |= book.series()
+            await self._flush()  # the new epochs stand in the topic before anything is counted
+            self._log.info("taken over", partitions=len(books), epoch=max(book.epoch for book in books))
+        if not self._sources:
+            self._sources = await self._persistence.until_done("topology", self._all_sources)
+            await self._read_back_own()
+
+    async def _all_sources(self) -> list[Source]:
+        found = {
+            Source(tp.topic, tp.partition) for topic in SOURCES for tp in await partitions_of(self._topology, topic)
+        }
+        return sorted(found | self._assigned)
+
+    async def _restore_claims(self) -> None:
+        """Wait until the claims of all source partitions are there; read back those that are this worker's."""
+        while True:
+            await self._own()
+            await self._read_back_own()
+            if not await self._persistence.until_done("claims", partial(self._claims.missing, self._sources)):
+                return
+            await asyncio.sleep(WAIT_FOR_OTHERS_S)
+
+    async def _read_back_own(self) -> None:
+        mine = sorted(self._books)
+        missing = await self._persistence.until_done("claims", partial(self._claims.missing, mine))
+        if not missing:
+            return
+        counted = {source: self._books[source].next_offset for source in missing if source in self._books}
+        written = await self._persistence.until_done(
+            "claims", partial(self._claims.read_back, counted, round(time() * 1000))
+        )
+        if written:
+            self._log.warning("Redis had lost the claims; read back", partitions=len(counted), claims=written)
+
+    # ------------------------------------------------------------ writing
+
+    async def flush(self) -> None:
+        """Take over what is new, look after the claims, write what changed and acknowledge."""
+        async with self._lock:
+            await self._own()
+            await self._read_back_own()
+            if monotonic() - self._rewritten_s > REWRITE_S:
+                self._rewritten_s = monotonic()
+                for book in self._books.values():
+                    book.totals_dirty = True
+            await self._flush()
+
+    async def _flush(self) -> None:
+        books = [book for source, book in self._books.items() if book.dirty or self._unacked.get(source)]
+        await self._write([(book, *record) for book in books for record in book.bucket_records()])
+        # Only once all buckets are safe: the totals say up to where everything is counted.
+        await self._write([(book, *book.totals_record()) for book in books if book.totals_dirty])
+        for book in books:
+            book.flushed()
+            if self._books.get(book.source) is book:
+                self._oldest_s.pop(book.source, None)
+                for event in self._unacked.pop(book.source, ()):
+                    event.ack()
+        if monotonic() - self._series_at_s > RECOUNT_SERIES_S:
+            self._series_at_s = monotonic()
+            self._series = set().union(*(book.series() for book in self._books.values()))
+
+    async def _write(self, writes: Sequence[tuple[Book, bytes, bytes]]) -> None:
+        for start in range(0, len(writes), PUBLISH_CHUNK):
+            records = [
+                Record(WINDOWS, key, value, partition=self._ownership.partition_of(book.source))
+                for book, key, value in writes[start : start + PUBLISH_CHUNK]
+            ]
+            await self._persistence.until_done("windows", partial(self._publisher.publish, records))
+
+    # ------------------------------------------------------------ how it is doing
+
+    def oldest_s(self) -> float | None:
+        """Monotonic time at which the oldest event that is not acknowledged was counted; ``None`` if none is."""
+        return min(self._oldest_s.values(), default=None)
+
+    def waiting(self) -> str | None:
+        """Why it cannot count yet, or ``None``."""
+        if not self._assignment:
+            return "no partitions assigned yet"
+        left = len(self._assigned - self._books.keys())
+        return f"{left} partitions are being taken over" if left else None
+
+
+async def run_monitor(settings: Settings) -> int:
+    """The process `tidegate worker monitor`: runs until it is told to stop. Returns the exit code.
+
+    Raises `GuardsError` (with the fix) when it cannot start.
+    """
+    logs.configure(settings.log_format, settings.log_level)
+    log = logs.get_logger("monitor")
+    lifecycle = Lifecycle(log)
+    prices = load_prices(configs_folder() / "prices.yaml")
+    rules = load_rules(configs_folder() / "alerts.yaml")
+    store = Store(settings.redis)
+    publisher = Publisher(settings.kafka)
+    topology = make_consumer(settings.kafka)
+    persistence = Persistence(lifecycle, log)
+    tick = {"at_s": monotonic()}
+    state: dict[str, Monitor] = {}
+    status = StatusServer(
+        settings.status_host,
+        settings.status_port,
+        live={
+            "loop": lambda: None if monotonic() - tick["at_s"] < 10 else "the event loop does not tick",
+            "worker": lambda: lifecycle.failure,
+        },
+        ready={
+            "assigned": lambda: state["monitor"].waiting() if state else "starting",
+            "worker": lambda: lifecycle.failure or ("stopping" if lifecycle.stopping else None),
+            "broker_and_store": lambda: persistence.trouble,
+        },
+    )
+    status_port = await status.start()
+    log.info("status", url=f"http://{settings.status_host}:{status_port}/ready")
+    evaluator = Evaluator(settings, store, publisher, rules, Persistence(lifecycle, log), log)
+    background: list[asyncio.Task[None]] = []
+    try:
+        await store.connect()
+        await publisher.start()
+        await topology.start()
+        ownership = Ownership(store, settings, await windows_partitions(topology))
+        claims = Claims(store, settings)
+        monitor = Monitor(settings, ownership, claims, publisher, prices, persistence, topology, log)
+        state["monitor"] = monitor
+        app = make_app(GROUP, settings)
+        _agent(app, monitor, settings, lifecycle)
+        background = [
+            asyncio.create_task(guarded(_flush_forever(monitor, settings.monitor.flush_s), lifecycle), name="flush"),
+            asyncio.create_task(guarded(evaluator.run(), lifecycle), name="evaluator"),
+            asyncio.create_task(_tick(tick, monitor), name="tick"),
+        ]
+
+        async def stop() -> None:
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+            await evaluator.stop()
+            await monitor.flush()
+
+        return await run_worker(app, lifecycle, stop=stop)
+    except KafkaError as error:
+        raise GuardsError(f"the broker {settings.kafka.bootstrap} failed at start: {error!r}") from error
+    finally:
+        for task in background:
+            task.cancel()
+        for close in (evaluator.stop, publisher.stop, topology.stop, store.close, status.stop):
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(close(), 2)
+
+
+def _agent(app: Any, monitor: Monitor, settings: Settings, lifecycle: Lifecycle) -> None:
+    async def count(stream: Any) -> None:
+        async for events in stream.noack_take(settings.monitor.batch_max, within=settings.monitor.batch_within_s):
+            await guarded(monitor.batch(events, app.consumer_generation_id), lifecycle)
+
+    app.agent(app.topic(*SOURCES), name="count", concurrency=1)(count)
+
+    async def revoked(_: Any, partitions: Any, **__: Any) -> None:
+        monitor.revoke(Source(tp.topic, tp.partition) for tp in partitions)
+
+    async def assigned(_: Any, partitions: Any, **__: Any) -> None:
+        monitor.assign(Source(tp.topic, tp.partition) for tp in partitions)
+
+    app.on_partitions_revoked.connect(revoked, weak=False)
+    app.on_partitions_assigned.connect(assigned, weak=False)
+
+
+async def _flush_forever(monitor: Monitor, flush_s: float) -> None:
+    while True:
+        await asyncio.sleep(flush_s)
+        await monitor.flush()
+
+
+async def _tick(tick: dict[str, float], monitor: Monitor) -> None:
+    while True:
+        tick["at_s"] = monotonic()
+        oldest_s = monitor.oldest_s()
+        metrics.COMMIT_AGE_SECONDS.set(0.0 if oldest_s is None else monotonic() - oldest_s)
+        await asyncio.sleep(0.5)

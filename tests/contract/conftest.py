@@ -1,0 +1,49 @@
+"""Every guard that is installed, made once per session as the engine makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from guards.artifacts import Artifacts
+from guards.errors import ModelMissingError
+from guards.guard import Guard, available, build
+from guards.models import ModelStore
+
+
+@pytest.fixture(scope="session")
+def store() -> ModelStore:
+    return ModelStore()
+
+
+@pytest.fixture(scope="session")
+def artifacts(store: ModelStore) -> Artifacts:
+    return Artifacts(store.encoder, store.entities)
+
+
+@pytest.fixture(scope="session")
+def guard_named(store: ModelStore) -> Callable[[str], Guard]:
+    made: dict[str, Guard] = {}
+
+    def get(name: str) -> Guard:
+        if name not in made:
+            try:
+                made.update(build([name], {}, store))
+            except ModelMissingError as error:
+                pytest.skip(f"{name}: {error}")
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(params=sorted(available()))
+def guard(request: pytest.FixtureRequest, guard_named: Callable[[str], Guard]) -> Guard:
+    return guard_named(request.param)
+
+
+@pytest.fixture
+def options(guard: Guard) -> Any:
+    """The guard's options as they are when a policy sets none."""
+    return guard.options_type()
