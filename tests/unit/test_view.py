@@ -148,7 +148,7 @@ def test_a_slash_inside_a_name_is_escaped() -> None:
 
 
 def test_faults_of_a_query_are_named() -> None:
-    with pytest.raises(ConfigError, match="known are 1h, 1m, 5m|did you mean"):
+    with pytest.raises(ConfigError, match="no horizon"):
         windows_json(new_view(), horizon="2m", now_ms=NOW_MS)
     with pytest.raises(ConfigError, match="%2F"):
         windows_json(new_view(), series="a/b/c/d/e", now_ms=NOW_MS)
