@@ -121,6 +121,24 @@ class View:
                 times.append(max(record.watermarks.values()) + idle_ms)
         return max(times, default=now_ms)
 
+    def complete_to_ms(self, now_ms: int, run: str, topic: str) -> int | None:
+        """Event time up to which one topic has been counted for a run: the least over its partitions.
+
+        Partitions that have been silent for ``idle_ms`` do not hold it; when all are, it moves on with the clock.
+        ``None`` when the run has brought nothing on that topic.
+        """
+        active: list[int] = []
+        idle: list[int] = []
+        for source, (_, record) in self._totals.items():
+            if source.topic == topic and run in record.watermarks:
+                idle_ms = now_ms - record.counted_at_ms - self._idle_ms
+                (active if idle_ms <= 0 else idle).append(record.watermarks[run] + max(0, idle_ms))
+        return min(active) if active else max(idle, default=None)
+
+    def runs(self) -> set[str]:
+        """The runs that anything was counted for; the empty name is live traffic."""
+        return {run for _, record in self._totals.values() for run in record.watermarks}
+
     def end_ms(self, at_ms: int) -> int:
         """The end (exclusive) of the bucket that holds ``at_ms``: windows end at bucket borders."""
         return at_ms - at_ms % self.bucket_ms + self.bucket_ms

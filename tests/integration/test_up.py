@@ -1,4 +1,4 @@
-"""`tidegate up` as a process: ready, what it serves, what it restarts, how it ends. Slow: each start loads the models."""
+"""`tidegate up` as a process: ready, serving, restarting, ending. Slow: each start loads the models."""
 
 from __future__ import annotations
 

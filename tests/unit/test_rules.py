@@ -27,13 +27,14 @@ blocks: {quiet_s: 60, update_s: 15}
 
 
 class Bench:
-    """Traffic into one source partition, second by second, with an evaluator that publishes what is due."""
+    """Traffic into a partition of responses and one of decisions, by the second; an evaluator tells what is due."""
 
     def __init__(self, rules: str = RULES) -> None:
         self.rules = parse_rules(rules, "alerts.yaml")
         self.alerts = Alerts(self.rules)
         self.view = View(bucket_ms=5_000, retention_ms=7_200_000, idle_ms=5_000)
-        self.book = Book(Source("llm.responses", 0), 1, bucket_ms=5_000, retention_ms=7_200_000, lateness_ms=60_000)
+        self.book = _book("llm.responses")
+        self.decisions = _book("llm.decisions")
         self.now_ms = START_MS
         self.told: list[Alert] = []
 
@@ -41,14 +42,19 @@ class Bench:
         for number in range(ok + errors):
             counters = {"responses": 1, "errors": int(number >= ok)}
             self._add(Addition(series, self.now_ms, counters=counters, samples={"duration_ms": ms}))
+            self._decide(series, {"decision:stream:response:allow": 1})
         for _ in range(blocks):
             counters = {"decision:stream:request:block": 1, "block:request:block-injection": 1}
-            self._add(Addition(series, self.now_ms, counters=counters))
-        for record in [*self.book.bucket_records(), self.book.totals_record()]:
-            self.view.apply(*record)
-        self.book.flushed()
+            self._decide(series, counters)
+        for book in (self.book, self.decisions):
+            for record in [*book.bucket_records(), book.totals_record()]:
+                self.view.apply(*record)
+            book.flushed()
         self.evaluate(self.now_ms)
         self.now_ms += 1_000
+
+    def _decide(self, series: Series, counters: dict[str, int]) -> None:
+        self.decisions.apply(self.decisions.next_offset, Addition(series, self.now_ms, counters=counters), self.now_ms)
 
     def _add(self, addition: Addition, wall_ms: int | None = None) -> None:
         self.book.apply(self.book.next_offset, addition, self.now_ms if wall_ms is None else wall_ms)
@@ -71,6 +77,10 @@ class Bench:
     @property
     def says(self) -> list[tuple[str, str]]:
         return [(alert.key, alert.status) for alert in self.told]
+
+
+def _book(topic: str) -> Book:
+    return Book(Source(topic, 0), 1, bucket_ms=5_000, retention_ms=7_200_000, lateness_ms=60_000)
 
 
 ERRORS = "error-rate:acme/support"
@@ -242,3 +252,24 @@ def test_alert_times_are_event_times() -> None:
     bench = Bench()
     bench.seconds(30, errors=1)
     assert iso(START_MS) <= bench.told[0].starts_at <= bench.told[0].time <= iso(bench.now_ms)
+
+
+def test_blocks_in_a_backlog_are_seen_though_the_answers_are_far_ahead() -> None:
+    bench = Bench()
+    series = Series("acme", "support", "gpt-4o", run="replay-1")
+    bench.book.apply(0, Addition(series, START_MS + 3_600_000, counters={"responses": 1}), START_MS)
+    bench.second(blocks=1, series=series)
+    assert [(alert.key, alert.status, alert.run) for alert in bench.told] == [
+        (f"{BLOCKS}#replay-1", "firing", "replay-1")
+    ]
+
+
+def test_a_replay_of_old_events_is_told_and_an_old_backlog_is_not() -> None:
+    for series, told in ((Series("acme", "support", run="replay-1"), 1), (Series("acme", "support"), 0)):
+        bench = Bench()
+        old = Addition(series, START_MS - 10 * NOTIFY_MAX_AGE_MS, counters={"block:request:block-injection": 1})
+        bench.decisions.apply(0, old, START_MS)
+        bench.view.apply(*bench.decisions.bucket_records()[0])
+        bench.view.apply(*bench.decisions.totals_record())
+        bench.evaluate(START_MS)
+        assert len(bench.told) == told
