@@ -161,8 +161,8 @@ def load_settings(profile: str | Path | None = None, **options: Any) -> Settings
 
     class Layered(Settings):
         @classmethod
-        def settings_customise_sources(
-            cls, settings_cls: type[BaseSettings], **sources: PydanticBaseSettingsSource  # type: ignore[override]
+        def settings_customise_sources(  # type: ignore[override]
+            cls, settings_cls: type[BaseSettings], **sources: PydanticBaseSettingsSource
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             file = InitSettingsSource(settings_cls, {"profile": path.stem, **data})
             return (sources["init_settings"], sources["env_settings"], file)

@@ -29,7 +29,10 @@ from streams.worker.readback import read_until
 Admit = Callable[[Series], bool]
 """Whether a series may stand for itself, or goes to the overflow."""
 
-__all__ = ["Claimed", "Claims", "ClaimsLostError", "Item"]
+Waits = Callable[["Item"], bool]
+"""Whether a response that lacks labels waits for its request to be claimed."""
+
+__all__ = ["HELD", "Claimed", "Claims", "ClaimsLostError", "Held", "Item"]
 
 _READ_BACK_CHUNK: Final = 500
 """Claims written per round trip while reading back."""
@@ -69,11 +72,12 @@ class ClaimsLostError(GuardsError):
 
 
 class Item(msgspec.Struct):
-    """A record on its way to be counted."""
+    """A record on its way to be counted. ``since_s``: monotonic time at which it was taken in."""
 
     source: Source
     offset: int
     fact: Fact
+    since_s: float = 0.0
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -82,6 +86,13 @@ class Claimed(msgspec.Struct, frozen=True):
     labels: Labels
     series: Series
     own: tuple[str, ...] = ()
+
+
+class Held:
+    """A record that is to be settled later."""
+
+
+HELD: Final = Held()
 
 
 class Claims:
@@ -94,13 +105,16 @@ class Claims:
         self._claim = store.redis.register_script(_CLAIM)
         self._finish = store.redis.register_script(_FINISH)
 
-    async def settle(self, items: Sequence[Item], sources: Collection[Source], admit: Admit) -> list[Claimed | None]:
+    async def settle(
+        self, items: Sequence[Item], sources: Collection[Source], admit: Admit, waits: Waits
+    ) -> list[Claimed | Held | None]:
         """For each record how it counts, or ``None``: another offset has it. Two round trips for a batch, at most.
 
         ``sources``: all source partitions there are; raises `ClaimsLostError` if the claims of one are not there.
-        Requests go first, so that a response in the same batch finds its request's labels.
+        Requests go first, so that a response in the same batch finds its request's labels. Where they are not there
+        and it ``waits``, it is held, and with it all that follows in its partition.
         """
-        outcome: list[Claimed | None] = [None] * len(items)
+        outcome: list[Claimed | Held | None] = [None] * len(items)
         requests = [n for n, item in enumerate(items) if item.fact.kind == "request"]
         others = [n for n, item in enumerate(items) if item.fact.kind != "request"]
         wanted = [n for n in others if items[n].fact.request_claim is not None]
@@ -113,6 +127,7 @@ class Claims:
             for n, value in zip(wanted, before[len(writes) :], strict=True):
                 if value is not None:
                     requested[n] = decode_claim(value).labels
+        others = self._not_held(items, others, requested, waits, outcome)
         if others:
             writes = [self._write(items[n], requested.get(n), admit) for n in others]
             onces = [(n, counter, _name(claim)) for n in others for counter, claim in items[n].fact.once.items()]
@@ -124,6 +139,26 @@ class Claims:
                     own.setdefault(n, []).append(counter)
             self._note(items, others, writes, before[: len(writes)], outcome, own)
         return outcome
+
+    @staticmethod
+    def _not_held(
+        items: Sequence[Item],
+        numbers: Sequence[int],
+        requested: Mapping[int, Labels],
+        waits: Waits,
+        outcome: list[Claimed | Held | None],
+    ) -> list[int]:
+        held: set[Source] = set()
+        passed = []
+        for n in numbers:
+            item = items[n]
+            lacks = item.fact.request_claim is not None and n not in requested
+            if item.source in held or (lacks and waits(item)):
+                held.add(item.source)
+                outcome[n] = HELD
+            else:
+                passed.append(n)
+        return passed
 
     def _write(self, item: Item, request: Labels | None, admit: Admit) -> tuple[str, bytes]:
         labels = item.fact.labels(request)
@@ -137,7 +172,7 @@ class Claims:
         numbers: Sequence[int],
         writes: Sequence[tuple[str, bytes]],
         before: Sequence[bytes | None],
-        outcome: list[Claimed | None],
+        outcome: list[Claimed | Held | None],
         own: Mapping[int, Sequence[str]] | None = None,
     ) -> None:
         for n, (_, ours), first in zip(numbers, writes, before, strict=True):
@@ -213,14 +248,18 @@ class Claims:
                 if not isinstance(fact, Bad):
                     chunk.append(Item(Source(record.topic, record.partition), record.offset, fact))
                 if len(chunk) >= _READ_BACK_CHUNK:
-                    await self.settle(chunk, (), _admit_all)
+                    await self.settle(chunk, (), _admit_all, _waits_not)
                     written += len(chunk)
                     chunk = []
-            await self.settle(chunk, (), _admit_all)
+            await self.settle(chunk, (), _admit_all, _waits_not)
             written += len(chunk)
         finally:
             await consumer.stop()
         return written
+
+
+def _waits_not(_: Item) -> bool:
+    return False
 
 
 def _admit_none(_: Series) -> bool:

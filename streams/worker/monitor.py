@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import islice
 from time import monotonic, time
 from typing import Any, Final
 
+import msgspec
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
@@ -31,7 +34,7 @@ from streams.settings import Settings
 from streams.store import Store
 from streams.topics import WINDOWS
 from streams.worker.app import Lifecycle, guarded, make_app, run_worker
-from streams.worker.claims import Claims, ClaimsLostError, Item
+from streams.worker.claims import Claimed, Claims, ClaimsLostError, Held, Item
 from streams.worker.evaluator import Evaluator
 from streams.worker.ownership import Ownership, windows_partitions
 from streams.worker.persistence import Persistence
@@ -48,6 +51,18 @@ DIRTY_MAX: Final = 5_000
 PUBLISH_CHUNK: Final = 1_000
 """Records per publish: 1,000 buckets of some hundred bytes are well within the request time-out."""
 
+JOIN_WAIT_S: Final = 5.0
+"""A response that leaves out labels waits so long for its request to be counted, anywhere; then it counts without."""
+
+LOOK_AGAIN_S: Final = 0.2
+"""How often it is looked for meanwhile."""
+
+PENDING_CHUNK: Final = 500
+"""Records of one partition that are settled at once."""
+
+PENDING_MAX: Final = 20_000
+"""With more records pending, responses do not wait: bounds memory, to some 100 MB if all are large."""
+
 REWRITE_S: Final = 3_600.0
 """Totals are written again this often, so that the topic's retention never drops the only copy."""
 
@@ -56,6 +71,16 @@ RECOUNT_SERIES_S: Final = 60.0
 
 WAIT_FOR_OTHERS_S: Final = 0.2
 """While another worker reads its claims back, this one looks again so often."""
+
+
+class _Taken(msgspec.Struct, frozen=True):
+    """A record that was taken in: what it adds, or what is still to be settled. ``since_s``: monotonic."""
+
+    book: Book
+    offset: int
+    event: Any
+    what: Addition | Item
+    since_s: float
 
 
 class Monitor:
@@ -82,10 +107,12 @@ class Monitor:
         self._log = log
         self._lock = asyncio.Lock()
         self._books: dict[Source, Book] = {}
-        self._unacked: dict[Source, list[Any]] = {}
-        self._oldest_s: dict[Source, float] = {}
+        self._pending: dict[Source, deque[_Taken]] = {}
+        self._look_s: dict[Source, float] = {}
+        self._unacked: dict[Source, list[_Taken]] = {}
         self._assigned: frozenset[Source] = frozenset()
         self._assignment = 0
+        self._rebalancing = True
         self._sources: list[Source] = []
         self._series: set[Series] = set()
         self._series_at_s = monotonic()
@@ -97,6 +124,7 @@ class Monitor:
         """The new assignment, all of it. State is taken over before the first event of it is counted."""
         self._assigned = frozenset(sources)
         self._assignment += 1
+        self._rebalancing = False
         self._sources = []
 
     def revoke(self, sources: Iterable[Source]) -> None:
@@ -104,17 +132,18 @@ class Monitor:
         gone = frozenset(sources)
         self._assigned -= gone
         self._assignment += 1
+        self._rebalancing = True
         for source in gone:
             self._books.pop(source, None)
+            self._pending.pop(source, None)
+            self._look_s.pop(source, None)
             self._unacked.pop(source, None)
-            self._oldest_s.pop(source, None)
 
     async def batch(self, events: Sequence[Any], generation: int) -> None:
         """Count Faust events. Those of an assignment that is over are passed over; they come again."""
         async with self._lock:
             await self._own()
-            items: list[Item] = []
-            taken: list[tuple[Source, Book, int, Any, Addition | Item]] = []
+            now_s = monotonic()
             for event in events:
                 message = event.message
                 source = Source(message.topic, message.partition)
@@ -122,52 +151,80 @@ class Monitor:
                 if book is None or message.generation_id != generation:
                     continue
                 metrics.EVENTS.labels(topic=source.topic).inc()
-                if message.offset < book.next_offset:
-                    taken.append((source, book, message.offset, event, Addition()))
-                    continue
-                timestamp_ms = round(message.timestamp * 1000)
-                fact = read(source.topic, message.value, timestamp_ms, header(message.headers, RUN_HEADER))
-                if isinstance(fact, Bad):
-                    taken.append((source, book, message.offset, event, dead()))
-                else:
-                    items.append(Item(source, message.offset, fact))
-                    taken.append((source, book, message.offset, event, items[-1]))
-            additions = await self._additions(items)
-            self._count(taken, additions)
+                taken = _Taken(book, message.offset, event, self._read(source, message, book), now_s)
+                self._pending.setdefault(source, deque()).append(taken)
+            await self._count()
             if sum(book.dirty for book in self._books.values()) > DIRTY_MAX:
                 await self._flush()
 
-    def _count(
-        self, taken: Sequence[tuple[Source, Book, int, Any, Addition | Item]], additions: dict[int, Addition]
-    ) -> None:
-        now_ms, now_s = round(time() * 1000), monotonic()
-        for source, book, offset, event, what in taken:
-            if self._books.get(source) is not book:
-                continue  # revoked while Redis was asked
-            if offset > book.next_offset > 0:  # retention, or markers of a producer's transactions
-                self._log.warning("offsets are missing", source=f"{source.topic}/{source.partition}", next=offset)
-            book.apply(offset, what if isinstance(what, Addition) else additions[id(what)], now_ms)
-            self._unacked.setdefault(source, []).append(event)
-            self._oldest_s.setdefault(source, now_s)
+    def _read(self, source: Source, message: Any, book: Book) -> Addition | Item:
+        if message.offset < book.next_offset:
+            return Addition()  # counted before; it only has to be acknowledged
+        timestamp_ms = round(message.timestamp * 1000)
+        fact = read(source.topic, message.value, timestamp_ms, header(message.headers, RUN_HEADER))
+        return dead() if isinstance(fact, Bad) else Item(source, message.offset, fact, monotonic())
 
-    async def _additions(self, items: Sequence[Item]) -> dict[int, Addition]:
-        """By identity of the item: what it adds, once it is known whether it counts."""
+    async def _count(self) -> None:
+        """Count what is pending, per partition in order, up to a response that waits for its request's labels."""
+        while await self._count_some():
+            pass
+
+    async def _count_some(self) -> bool:
+        """At most `PENDING_CHUNK` of each partition. Returns whether there is more."""
+        now_s = monotonic()
+        chosen = {
+            source: list(islice(queue, PENDING_CHUNK))
+            for source, queue in self._pending.items()
+            if queue and self._look_s.get(source, 0.0) <= now_s
+        }
+        if not chosen:
+            return False
+        additions = await self._additions([t.what for ts in chosen.values() for t in ts if isinstance(t.what, Item)])
+        now_ms = round(time() * 1000)
+        for source, takens in chosen.items():
+            queue = self._pending.get(source)
+            if queue is None or self._books.get(source) is not takens[0].book:
+                continue  # revoked while Redis was asked
+            self._look_s.pop(source, None)
+            for taken in takens:
+                addition = taken.what if isinstance(taken.what, Addition) else additions[id(taken.what)]
+                if addition is None:
+                    self._look_s[source] = now_s + LOOK_AGAIN_S
+                    break
+                queue.popleft()
+                if taken.offset > taken.book.next_offset > 0:  # retention, or markers of a producer's transactions
+                    self._log.warning(
+                        "offsets are missing", source=f"{source.topic}/{source.partition}", at=taken.offset
+                    )
+                taken.book.apply(taken.offset, addition, now_ms)
+                self._unacked.setdefault(source, []).append(taken)
+        return True
+
+    async def _additions(self, items: Sequence[Item]) -> dict[int, Addition | None]:
+        """By identity of the item: what it adds, once it is known whether it counts; ``None``: it is held."""
+        if not items:
+            return {}
         while True:
             try:
                 claimed = await self._persistence.until_done(
-                    "claims", partial(self._claims.settle, items, self._sources, self._admit)
+                    "claims", partial(self._claims.settle, items, self._sources, self._admit, self._waits)
                 )
                 break
             except ClaimsLostError:
                 await self._restore_claims()
-        found: dict[int, Addition] = {}
-        for item, how in zip(items, claimed, strict=True):
-            found[id(item)] = (
-                duplicate(item.fact)
-                if how is None
-                else addition_of(item.fact, how.labels, how.series, self._prices, how.own)
-            )
-        return found
+        return {id(item): self._addition(item, how) for item, how in zip(items, claimed, strict=True)}
+
+    def _addition(self, item: Item, how: Claimed | Held | None) -> Addition | None:
+        if isinstance(how, Held):
+            return None
+        if how is None:
+            return duplicate(item.fact)
+        return addition_of(item.fact, how.labels, how.series, self._prices, how.own)
+
+    def _waits(self, item: Item) -> bool:
+        if monotonic() - item.since_s > JOIN_WAIT_S:
+            return False
+        return sum(map(len, self._pending.values())) < PENDING_MAX
 
     def _admit(self, series: Series) -> bool:
         if series in self._series:
@@ -225,10 +282,11 @@ class Monitor:
     # ------------------------------------------------------------ writing
 
     async def flush(self) -> None:
-        """Take over what is new, look after the claims, write what changed and acknowledge."""
+        """Take over what is new, look after the claims and what waits, write what changed and acknowledge."""
         async with self._lock:
             await self._own()
             await self._read_back_own()
+            await self._count()
             if monotonic() - self._rewritten_s > REWRITE_S:
                 self._rewritten_s = monotonic()
                 for book in self._books.values():
@@ -243,9 +301,8 @@ class Monitor:
         for book in books:
             book.flushed()
             if self._books.get(book.source) is book:
-                self._oldest_s.pop(book.source, None)
-                for event in self._unacked.pop(book.source, ()):
-                    event.ack()
+                for taken in self._unacked.pop(book.source, ()):
+                    taken.event.ack()
         if monotonic() - self._series_at_s > RECOUNT_SERIES_S:
             self._series_at_s = monotonic()
             self._series = set().union(*(book.series() for book in self._books.values()))
@@ -261,12 +318,13 @@ class Monitor:
     # ------------------------------------------------------------ how it is doing
 
     def oldest_s(self) -> float | None:
-        """Monotonic time at which the oldest event that is not acknowledged was counted; ``None`` if none is."""
-        return min(self._oldest_s.values(), default=None)
+        """Monotonic time at which the oldest event that is not acknowledged was taken in; ``None`` if none is."""
+        heads = [*(queue[0] for queue in self._pending.values() if queue), *(t[0] for t in self._unacked.values())]
+        return min((head.since_s for head in heads), default=None)
 
     def waiting(self) -> str | None:
         """Why it cannot count yet, or ``None``."""
-        if not self._assignment:
+        if self._rebalancing:
             return "no partitions assigned yet"
         left = len(self._assigned - self._books.keys())
         return f"{left} partitions are being taken over" if left else None

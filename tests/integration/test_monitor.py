@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -195,6 +196,30 @@ async def test_totals_are_exact_while_workers_come_and_go(
             assert workers[1].stop() == 0
 
 
+async def test_a_worker_that_was_frozen_changes_nothing_when_it_comes_back(
+    fresh_kafka: KafkaSettings, fresh_redis: RedisSettings, tmp_path: Path
+) -> None:
+    await create_topics(fresh_kafka)
+    traffic, rng = Traffic(), random.Random(13)
+    for number in range(2_000):
+        traffic.exchange(number, rng)
+    with ExitStack() as stack:
+        frozen = start(stack, fresh_kafka, fresh_redis, tmp_path)
+        async with following(fresh_kafka, fresh_redis) as reader:
+            view = reader.view
+            publishing = asyncio.create_task(traffic.publish(fresh_kafka, chunk=100, pause_s=0.4))
+            await until(lambda: view.totals().get("requests", 0) > 100, what=frozen.log.read_text)
+            frozen.process.send_signal(signal.SIGSTOP)
+            other = start(stack, fresh_kafka, fresh_redis, tmp_path)
+            at_freeze = view.totals()["requests"]
+            await until(lambda: view.totals()["requests"] > at_freeze + 100, what=other.log.read_text)
+            frozen.process.send_signal(signal.SIGCONT)
+            await publishing
+            await wait_counted(view, traffic)
+            check_exact(view, traffic)
+            assert frozen.process.poll() is None, frozen.log.read_text()
+
+
 async def test_an_emptied_redis_does_not_let_duplicates_count(
     fresh_kafka: KafkaSettings, fresh_redis: RedisSettings, tmp_path: Path
 ) -> None:
@@ -241,10 +266,20 @@ async def test_a_response_gets_its_series_from_its_request(
             bare = response("x", "b", tenant="acme", time=labels["time"], usage={"input_tokens": 1_000_000})
             await publisher.publish([Record(RESPONSES, b"k", orjson.dumps(bare))])
             await until(lambda: reader.view.totals().get("responses") == 1, what=worker.log.read_text)
-            await publisher.stop()
             (series,) = windows_json(reader.view, now_ms=now_ms())["series"]
             assert (series["requests"], series["responses"], series["prompt"]) == (1, 1, prompt)
             assert (series["cost_usd"], series["unpriced"]) == (2.5, 0)
+            # A response that comes first waits for its request; one whose request never comes counts without.
+            early = response("y", "b", tenant="acme", time=labels["time"])
+            alone = response("z", "b", tenant="acme", time=labels["time"])
+            await publisher.publish([Record(RESPONSES, b"k", orjson.dumps(event)) for event in (early, alone)])
+            await asyncio.sleep(1.5)
+            assert reader.view.totals().get("responses") == 1
+            await publisher.publish([Record(REQUESTS, b"k", orjson.dumps(request("y", "a", prompt=prompt, **labels)))])
+            await until(lambda: reader.view.totals().get("responses") == 3, what=worker.log.read_text)
+            found = {one["route"]: one["responses"] for one in windows_json(reader.view, now_ms=now_ms())["series"]}
+            assert found == {"chat": 2, "": 1}
+            await publisher.stop()
 
 
 async def test_alerts_fire_once_across_evaluators_and_metrics_are_published(
