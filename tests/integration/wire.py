@@ -94,7 +94,7 @@ class Worker:
         self.status_url = status_url
         self.log = log
 
-    def wait_ready(self, timeout_s: float = 60) -> None:
+    def wait_ready(self, timeout_s: float = 150) -> None:
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
             assert self.process.poll() is None, f"the worker ended:\n{self.log.read_text()[-4000:]}"
