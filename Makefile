@@ -11,6 +11,8 @@ PYTEST := -m pytest -q -p no:cacheprovider -m "not standard"
 EMBEDDED_ONLY := tests/integration/test_embedded.py tests/integration/test_up.py
 SUITES := $(wildcard tests/unit tests/contract tests/golden)
 BROKER_SUITES := $(wildcard tests/integration tests/faults)
+# Processes on a busy machine can miss a time limit: one second try, which pytest reports as a rerun.
+RERUN := --reruns 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -37,14 +39,14 @@ test-embedded: $(VENV)/.installed
 	@echo "== unit and contract tests"
 	@$(BIN)/python $(PYTEST) -n 2 $(SUITES)
 	@echo "== integration tests, embedded broker"
-	@env -u KAFKA_HOME -u TIDEGATE_TEST_BOOTSTRAP $(BIN)/python $(PYTEST) $(BROKER_SUITES)
+	@env -u KAFKA_HOME -u TIDEGATE_TEST_BOOTSTRAP $(BIN)/python $(PYTEST) $(RERUN) $(BROKER_SUITES)
 
 test-kafka: $(VENV)/.installed
 ifeq ($(strip $(KAFKA_HOME)),)
 	@echo "== integration tests, Apache Kafka: skipped, KAFKA_HOME is not set"
 else
 	@echo "== integration tests, Apache Kafka from $(KAFKA_HOME)"
-	@env -u TIDEGATE_TEST_BOOTSTRAP KAFKA_HOME=$(KAFKA_HOME) $(BIN)/python $(PYTEST) $(BROKER_SUITES) \
+	@env -u TIDEGATE_TEST_BOOTSTRAP KAFKA_HOME=$(KAFKA_HOME) $(BIN)/python $(PYTEST) $(RERUN) $(BROKER_SUITES) \
 		$(addprefix --ignore=,$(EMBEDDED_ONLY))
 endif
 
