@@ -15,7 +15,6 @@ import msgspec
 import yaml
 
 from guards.policy import PolicyDocument
-from streams.deployment import Deployment
 from streams.events import Prompt, RequestEvent, ResponseEvent
 from streams.kafka import REPLY_CHANNEL_HEADER, REPLY_KEY_HEADER, RUN_HEADER
 from streams.monitor.report import METRICS_SCHEMA
@@ -85,7 +84,7 @@ MESSAGES: Final[Mapping[str, tuple[type[msgspec.Struct], ...]]] = {
     ALERTS: (Alert,),
     METRICS: (MetricsRecord,),
     WINDOWS: (WindowRecord,),
-    POLICY: (PolicyVersion, PolicyPointer, Deployment),
+    POLICY: (PolicyVersion, PolicyPointer),
     DLQ: (DeadLetter,),
 }
 """Topic → the types of its messages."""
