@@ -20,6 +20,9 @@ DLQ: Final = "llm.dlq"
 HOUR_MS: Final = 3_600_000
 DAY_MS: Final = 24 * HOUR_MS
 
+MAX_MESSAGE_BYTES: Final = 1_200_000
+"""An event at the cap (1 MiB) with its headers; Kafka's default would refuse it."""
+
 
 class Topic(msgspec.Struct, frozen=True):
     """A topic as Tidegate wants it. ``partitions`` 0: the configured number (default 8)."""
@@ -33,7 +36,11 @@ class Topic(msgspec.Struct, frozen=True):
 
     def config(self) -> dict[str, str]:
         """The topic's configuration, as Kafka spells it."""
-        return {"cleanup.policy": self.cleanup, "retention.ms": str(self.retention_ms)}
+        return {
+            "cleanup.policy": self.cleanup,
+            "retention.ms": str(self.retention_ms),
+            "max.message.bytes": str(MAX_MESSAGE_BYTES),
+        }
 
 
 TOPICS: Final = (
