@@ -7,7 +7,7 @@ import contextlib
 import ssl
 from collections.abc import Iterable, Sequence
 from time import monotonic
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -28,6 +28,7 @@ __all__ = [
     "PublishError",
     "Publisher",
     "Record",
+    "SupportsPublish",
     "client_options",
     "create_topics",
     "header",
@@ -125,6 +126,16 @@ def make_consumer(settings: KafkaSettings, *topics: str, group: str | None = Non
             **options,
         },
     )
+
+
+class SupportsPublish(Protocol):
+    """What the rest needs of `Publisher`."""
+
+    async def start(self) -> None: ...
+
+    async def publish(self, records: Sequence[Record]) -> Any: ...
+
+    async def stop(self) -> None: ...
 
 
 class Publisher:

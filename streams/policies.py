@@ -19,6 +19,7 @@ from guards.policy import Policy
 from streams import metrics
 from streams.events import iso
 from streams.kafka import Publisher, Record, make_consumer
+from streams.readback import read_to_end
 from streams.records import PolicyPointer, PolicyVersion, encode
 from streams.settings import KafkaSettings, Settings
 from streams.topics import POLICY
@@ -117,10 +118,8 @@ class PolicyFeed:
         return "the policy feed has ended"
 
     async def _catch_up(self) -> None:
-        ends = await self._consumer.end_offsets(self._consumer.assignment())
-        for partition, end in ends.items():
-            while await self._consumer.position(partition) < end:
-                self._feed(await self._consumer.getmany(partition, timeout_ms=200))
+        async for record in read_to_end(self._consumer, self._consumer.assignment()):
+            self._history.feed(record.value)
 
     def _feed(self, batches: dict[Any, list[Any]]) -> None:
         for records in batches.values():
@@ -188,12 +187,8 @@ async def read_policies(kafka: KafkaSettings) -> PolicyHistory:
     try:
         async with asyncio.timeout(_START_TIMEOUT_S):
             await consumer.start()
-            ends = await consumer.end_offsets(consumer.assignment())
-            for partition, end in ends.items():
-                while await consumer.position(partition) < end:
-                    for records in (await consumer.getmany(partition, timeout_ms=200)).values():
-                        for record in records:
-                            history.feed(record.value)
+            async for record in read_to_end(consumer, consumer.assignment()):
+                history.feed(record.value)
     except (KafkaError, OSError, TimeoutError) as error:
         raise GuardsError(f"the topic {POLICY} at {kafka.bootstrap} cannot be read: {type(error).__name__}") from error
     finally:

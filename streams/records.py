@@ -22,6 +22,7 @@ __all__ = [
     "Path",
     "PolicyPointer",
     "PolicyVersion",
+    "TopicsLife",
     "decision_record",
     "encode",
 ]
@@ -169,6 +170,13 @@ class PolicyPointer(
     version: str
     time: str
     author: str = ""
+
+
+class TopicsLife(msgspec.Struct, frozen=True, tag_field="schema", tag="tidegate.topics_life.v1"):
+    """``tidegate.topics_life.v1``: names this life of the topics, under the key ``life/<id>``; the first one counts."""
+
+    id: str
+    time: str
 
 
 def decision_record(

@@ -19,7 +19,7 @@ from streams.events import Prompt, RequestEvent, ResponseEvent
 from streams.kafka import REPLY_CHANNEL_HEADER, REPLY_KEY_HEADER, RUN_HEADER
 from streams.monitor.report import METRICS_SCHEMA
 from streams.monitor.windows import WindowRecord
-from streams.records import Alert, DeadLetter, DecisionRecord, PolicyPointer, PolicyVersion
+from streams.records import Alert, DeadLetter, DecisionRecord, PolicyPointer, PolicyVersion, TopicsLife
 from streams.topics import ALERTS, DECISIONS, DLQ, METRICS, POLICY, REQUESTS, RESPONSES, TOPICS, WINDOWS, Topic
 
 __all__ = [
@@ -84,7 +84,7 @@ MESSAGES: Final[Mapping[str, tuple[type[msgspec.Struct], ...]]] = {
     ALERTS: (Alert,),
     METRICS: (MetricsRecord,),
     WINDOWS: (WindowRecord,),
-    POLICY: (PolicyVersion, PolicyPointer),
+    POLICY: (PolicyVersion, PolicyPointer, TopicsLife),
     DLQ: (DeadLetter,),
 }
 """Topic → the types of its messages."""

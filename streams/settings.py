@@ -5,8 +5,10 @@ Nested names use two underscores in the environment: ``TIDEGATE_KAFKA__BOOTSTRAP
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -125,13 +127,13 @@ class Settings(BaseSettings):
         if self.hash_key is not None:
             return self.hash_key.get_secret_value().encode()
         path = state_folder() / "hash.key"
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            pass
-        else:
-            with os.fdopen(descriptor, "w") as file:
+        if not path.exists():
+            # Written whole under another name, then linked: a process that comes second finds all of it.
+            with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix="hash.key.") as file:
                 file.write(secrets.token_hex(32))
+                file.flush()
+                with contextlib.suppress(FileExistsError):
+                    os.link(file.name, path)
         return path.read_text().strip().encode()
 
 

@@ -1,7 +1,7 @@
 """The Redis-protocol store: requests that wait for their responses, decisions that stand, replies, shared facts.
 
-Everything here expires. What it holds is rebuilt from the topics when it was emptied; only the hash-key id and the
-joined requests are not, and both come back by themselves.
+Keys of events lie under the life of the topics (`streams.life`). What is here is rebuilt from the topics when it was
+emptied; only the hash-key id and the joined requests are not, and both come back by themselves.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class Store:
     def __init__(self, settings: RedisSettings, *, store_key: bytes | None = None) -> None:
         self._settings = settings
         self._cipher = None if store_key is None else AESGCM(store_key)
+        self._life: str | None = None
         timeout_s = settings.timeout_ms / 1000
         self.redis: aioredis.Redis = aioredis.Redis.from_url(
             settings.url.get_secret_value(),
@@ -76,6 +77,16 @@ class Store:
                 f"no Redis answers at {self.address}; start one, or name it with --redis URL (TIDEGATE_REDIS__URL)"
             ) from error
 
+    def bind(self, life: str) -> None:
+        """Keys of events lie under this id from now on: `streams.life.life_of_topics`."""
+        self._life = life
+
+    def key(self, *parts: str) -> str:
+        """`key` under the life of the topics that this store is bound to."""
+        if self._life is None:
+            raise RuntimeError("the store is not bound to a life of the topics yet")
+        return key(self._life, *parts)
+
     async def close(self) -> None:
         await self.redis.aclose()
 
@@ -87,7 +98,7 @@ class Store:
             return
         async with _errors(), self.redis.pipeline(transaction=False) as pipe:
             for event, raw in events:
-                name = key("request", event.tenant, event.exchange_id)
+                name = self.key("request", event.tenant, event.exchange_id)
                 pipe.set(name, self._seal(raw, name), ex=ttl_s)
             await pipe.execute()
 
@@ -95,7 +106,7 @@ class Store:
         """Requests by (tenant, exchange_id), in order; ``None`` where there is none. One round trip."""
         if not ids:
             return []
-        names = [key("request", *pair) for pair in ids]
+        names = [self.key("request", *pair) for pair in ids]
         async with _errors():
             values: list[bytes | None] = await self.redis.mget(names)  # type: ignore[assignment]
         found: list[RequestEvent | None] = []
@@ -133,9 +144,13 @@ class Store:
         encoded = [encode(record) for record in records]
         async with _errors(), self.redis.pipeline(transaction=False) as pipe:
             for record, value in zip(records, encoded, strict=True):
-                pipe.set(decision_key(record), value, px=ttl_s * 1000, nx=True, get=True)
+                pipe.set(self.decision_key(record), value, px=ttl_s * 1000, nx=True, get=True)
             earlier = await pipe.execute()
         return [value if first is None else first for value, first in zip(encoded, earlier, strict=True)]
+
+    def decision_key(self, record: DecisionRecord) -> str:
+        """Where a decision stands."""
+        return self.key("decision", record.path, record.stage, record.tenant, record.exchange_id, record.content_hash)
 
     async def reply(self, replies: Sequence[tuple[str, str, bytes]], ttl_s: int) -> None:
         """Answer those who asked over the stream: (reply key, channel, record); sets the key, tells the channel."""
@@ -171,18 +186,13 @@ class Store:
         if not offsets:
             return
         async with _errors():
-            await self.redis.hset(key("progress", "requests"), mapping={str(p): o for p, o in offsets.items()})
+            await self.redis.hset(self.key("progress", "requests"), mapping={str(p): o for p, o in offsets.items()})
 
     async def get_progress(self) -> dict[int, int]:
         """Partition → next offset, as all checks workers have said."""
         async with _errors():
-            raw = await self.redis.hgetall(key("progress", "requests"))
+            raw = await self.redis.hgetall(self.key("progress", "requests"))
         return {int(partition): int(offset) for partition, offset in raw.items()}
-
-
-def decision_key(record: DecisionRecord) -> str:
-    """Where a decision stands in Redis."""
-    return key("decision", record.path, record.stage, record.tenant, record.exchange_id, record.content_hash)
 
 
 def parse_store_key(text: str) -> bytes:

@@ -12,9 +12,9 @@ from guards.errors import GuardsError
 from streams.kafka import client_options, make_consumer
 from streams.monitor.view import View
 from streams.monitor.windows import WindowVersionError
+from streams.readback import Remaining, partitions_of
 from streams.settings import MonitorSettings, Settings
 from streams.topics import WINDOWS
-from streams.worker.readback import Remaining, partitions_of
 
 __all__ = ["WindowsReader", "new_view"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 from aiokafka.errors import KafkaError
@@ -14,7 +14,7 @@ from streams import metrics
 from streams.events import Event, Labels, RequestEvent, conversation_of, labels_of, stage_of
 from streams.gateway.drain import Drain
 from streams.gateway.exchanges import Exchanges
-from streams.kafka import Headers, PublishError, Record
+from streams.kafka import Headers, PublishError, Record, SupportsPublish
 from streams.records import DecisionRecord, Hasher, decision_record
 from streams.topics import DECISIONS, REQUESTS, RESPONSES
 
@@ -46,16 +46,6 @@ class Said(msgspec.Struct, frozen=True):
     event: Event
     value: bytes
     headers: Headers = ()
-
-
-class SupportsPublish(Protocol):
-    """What the outbox needs of `streams.kafka.Publisher`."""
-
-    async def start(self) -> None: ...
-
-    async def publish(self, records: Sequence[Record]) -> Any: ...
-
-    async def stop(self) -> None: ...
 
 
 class Outbox:

@@ -19,10 +19,11 @@ from streams.gateway.contracts import CONTRACTS
 from streams.gateway.exchanges import Exchanges
 from streams.gateway.health import Health
 from streams.gateway.openapi import Operation
-from streams.gateway.outbox import Outbox, SupportsPublish
+from streams.gateway.outbox import Outbox
 from streams.gateway.problems import Problem
 from streams.gateway.replies import Replies
-from streams.kafka import Publisher, wait_for_broker
+from streams.kafka import Publisher, SupportsPublish, wait_for_broker
+from streams.life import life_of_topics
 from streams.monitor.view import View
 from streams.policies import PolicyFeed
 from streams.records import Hasher
@@ -150,6 +151,7 @@ class Sidecar:
         await broker
         await self.store.agree_on_key(self.hasher.key_id)
         await self.publisher.start()
+        self.store.bind(await life_of_topics(self.settings.kafka, self.publisher))
         self.exchanges.start()
         self.outbox.start()
         if self.replies is not None:

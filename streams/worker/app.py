@@ -24,7 +24,7 @@ import uvloop  # noqa: E402
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport  # noqa: E402
 from faust.types import TP  # noqa: E402
 
-from streams.settings import KafkaSettings, Settings  # noqa: E402
+from streams.settings import KafkaSettings, Settings, state_folder  # noqa: E402
 
 __all__ = ["Entry", "Lifecycle", "OrderedAcks", "guarded", "make_app", "run_worker"]
 
@@ -83,6 +83,7 @@ def make_app(name: str, settings: Settings) -> faust.App:
         topic_disable_leader=True,
         topic_allow_declare=False,
         store="memory://",
+        datadir=state_folder() / "faust",  # made at start, though without tables nothing is put there
         web_enabled=False,
         key_serializer="raw",
         value_serializer="raw",

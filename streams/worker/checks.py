@@ -44,7 +44,9 @@ from streams.kafka import (
     header,
     make_consumer,
 )
+from streams.life import life_of_topics
 from streams.policies import PolicyFeed
+from streams.readback import ends_of, partitions_of
 from streams.records import DeadLetter, DecisionRecord, Hasher, decision_record, encode
 from streams.settings import Settings
 from streams.store import Store, key, parse_store_key
@@ -52,7 +54,6 @@ from streams.topics import DECISIONS, DLQ, REQUESTS, RESPONSES
 from streams.worker.app import Entry, Lifecycle, OrderedAcks, guarded, make_app, run_worker
 from streams.worker.parking import Parking
 from streams.worker.persistence import Persistence
-from streams.worker.readback import ends_of, partitions_of
 from streams.worker.status import StatusServer
 
 __all__ = ["Checks", "run_checks"]
@@ -380,6 +381,7 @@ async def run_checks(settings: Settings) -> int:
         await store.connect()
         await store.agree_on_key(hasher.key_id)
         await publisher.start()
+        store.bind(await life_of_topics(settings.kafka, publisher))
         await feed.start()
         await ends_consumer.start()
         partitions = await partitions_of(ends_consumer, REQUESTS)

@@ -21,10 +21,10 @@ from streams.kafka import RUN_HEADER, header, make_consumer
 from streams.monitor.claims import Claim, decode_claim, encode_claim
 from streams.monitor.facts import Fact, read, series_of
 from streams.monitor.windows import OVERFLOW, Series, Source
+from streams.readback import read_until
 from streams.settings import Settings
-from streams.store import Store, StoreError, key
+from streams.store import Store, StoreError
 from streams.topics import REQUESTS
-from streams.worker.readback import read_until
 
 Admit = Callable[[Series], bool]
 """Whether a series may stand for itself, or goes to the overflow."""
@@ -121,7 +121,7 @@ class Claims:
         requested: dict[int, Labels] = {}
         if requests or wanted:
             writes = [self._write(items[n], None, admit) for n in requests]
-            reads = [(_name(items[n].fact.request_claim or ()), b"") for n in wanted]
+            reads = [(self._name(items[n].fact.request_claim or ()), b"") for n in wanted]
             before = await self._run(sources, [*writes, *reads])
             self._note(items, requests, writes, before[: len(writes)], outcome)
             for n, value in zip(wanted, before[len(writes) :], strict=True):
@@ -130,7 +130,7 @@ class Claims:
         others = self._not_held(items, others, requested, waits, outcome)
         if others:
             writes = [self._write(items[n], requested.get(n), admit) for n in others]
-            onces = [(n, counter, _name(claim)) for n in others for counter, claim in items[n].fact.once.items()]
+            onces = [(n, counter, self._name(claim)) for n in others for counter, claim in items[n].fact.once.items()]
             marks = [(name, encode_claim(_mark(items[n]))) for n, _, name in onces]
             before = await self._run(sources, [*writes, *marks])
             own: dict[int, list[str]] = {}
@@ -164,7 +164,7 @@ class Claims:
         labels = item.fact.labels(request)
         series = series_of(labels, item.fact.run, admit)
         claim = Claim(item.source.topic, item.source.partition, item.offset, labels, series.tenant == OVERFLOW)
-        return _name(item.fact.claim), encode_claim(claim)
+        return self._name(item.fact.claim), encode_claim(claim)
 
     def _note(
         self,
@@ -183,7 +183,7 @@ class Claims:
                 outcome[n] = Claimed(claim.labels, series, tuple((own or {}).get(n, ())))
 
     async def _run(self, sources: Collection[Source], pairs: Sequence[tuple[str, bytes]]) -> list[bytes | None]:
-        names = [_sentinel(source) for source in sources]
+        names = [self._sentinel(source) for source in sources]
         keys = [*names, *(name for name, _ in pairs)]
         args: list[int | bytes] = [len(names), self._ttl_ms, *(value for _, value in pairs)]
         try:
@@ -202,7 +202,7 @@ class Claims:
             return []
         ordered = list(sources)
         try:
-            found = await self._store.redis.mget([_sentinel(source) for source in ordered])
+            found = await self._store.redis.mget([self._sentinel(source) for source in ordered])
         except (RedisError, OSError) as error:
             raise StoreError(f"the store failed: {type(error).__name__}") from error
         return [source for source, value in zip(ordered, found, strict=True) if value is None]
@@ -217,14 +217,14 @@ class Claims:
         written = 0
         try:
             for source, token in tokens.items():
-                await self._store.redis.set(_reading(source), token, ex=_READ_BACK_TTL_S)
+                await self._store.redis.set(self._reading(source), token, ex=_READ_BACK_TTL_S)
             for wanted in (
                 {s: end for s, end in counted.items() if s.topic == REQUESTS},
                 {s: end for s, end in counted.items() if s.topic != REQUESTS},
             ):
                 written += await self._read_back({s: end for s, end in wanted.items() if end > 0}, now_ms)
             for source, token in tokens.items():
-                await self._finish(keys=[_reading(source), _sentinel(source)], args=[token])
+                await self._finish(keys=[self._reading(source), self._sentinel(source)], args=[token])
         except (RedisError, OSError) as error:
             raise StoreError(f"the store failed: {type(error).__name__}") from error
         return written
@@ -257,6 +257,15 @@ class Claims:
             await consumer.stop()
         return written
 
+    def _name(self, claim: Sequence[str]) -> str:
+        return self._store.key("claim", *claim)
+
+    def _sentinel(self, source: Source) -> str:
+        return self._store.key("claims-of", source.topic, str(source.partition))
+
+    def _reading(self, source: Source) -> str:
+        return self._store.key("claims-reading", source.topic, str(source.partition))
+
 
 def _waits_not(_: Item) -> bool:
     return False
@@ -272,15 +281,3 @@ def _admit_all(_: Series) -> bool:
 
 def _mark(item: Item) -> Claim:
     return Claim(item.source.topic, item.source.partition, item.offset)
-
-
-def _name(claim: Sequence[str]) -> str:
-    return key("claim", *claim)
-
-
-def _sentinel(source: Source) -> str:
-    return key("claims-of", source.topic, str(source.partition))
-
-
-def _reading(source: Source) -> str:
-    return key("claims-reading", source.topic, str(source.partition))

@@ -21,13 +21,13 @@ from streams.monitor.alerts import Alerts
 from streams.monitor.report import metrics_record
 from streams.monitor.rules import AlertRules
 from streams.monitor.windows import Series
+from streams.readback import partitions_of, read_to_end
 from streams.records import Alert, encode
 from streams.settings import Settings
-from streams.store import Store, StoreError, key
+from streams.store import Store, StoreError
 from streams.topics import ALERTS, METRICS
 from streams.windows_reader import WindowsReader
 from streams.worker.persistence import Persistence
-from streams.worker.readback import partitions_of, read_to_end
 
 __all__ = ["FENCE_HEADER", "Evaluator", "Lease"]
 
@@ -65,7 +65,8 @@ class Lease:
     """A lease in Redis with a fencing token. Raises `StoreError` when Redis does not answer."""
 
     def __init__(self, store: Store, name: str, lease_s: float) -> None:
-        self._keys = [key("lease", name), key("lease-token", name)]
+        self._store = store
+        self._name = name
         self._me = secrets.token_hex(16)
         self._lease_s = lease_s
         self._acquire = store.redis.register_script(_ACQUIRE)
@@ -78,6 +79,10 @@ class Lease:
     def held(self) -> bool:
         """Whether it is certain, by this process's own clock, that nobody else has it."""
         return self.token > 0 and monotonic() < self._until_s
+
+    @property
+    def _keys(self) -> list[str]:
+        return [self._store.key("lease", self._name), self._store.key("lease-token", self._name)]
 
     async def take(self) -> bool:
         """Take or renew it. False: another has it."""

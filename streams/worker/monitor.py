@@ -26,10 +26,12 @@ from streams import log as logs
 from streams import metrics
 from streams.events import Bad
 from streams.kafka import RUN_HEADER, Publisher, Record, header, make_consumer
+from streams.life import life_of_topics
 from streams.monitor.facts import SOURCES, addition_of, dead, duplicate, read
 from streams.monitor.prices import Prices, load_prices
 from streams.monitor.rules import load_rules
 from streams.monitor.windows import Addition, Book, Series, Source
+from streams.readback import partitions_of
 from streams.settings import Settings
 from streams.store import Store
 from streams.topics import WINDOWS
@@ -38,7 +40,6 @@ from streams.worker.claims import Claimed, Claims, ClaimsLostError, Held, Item
 from streams.worker.evaluator import Evaluator
 from streams.worker.ownership import Ownership, windows_partitions
 from streams.worker.persistence import Persistence
-from streams.worker.readback import partitions_of
 from streams.worker.status import StatusServer
 
 __all__ = ["GROUP", "Monitor", "run_monitor"]
@@ -366,6 +367,7 @@ async def run_monitor(settings: Settings) -> int:
     try:
         await store.connect()
         await publisher.start()
+        store.bind(await life_of_topics(settings.kafka, publisher))
         await topology.start()
         ownership = Ownership(store, settings, await windows_partitions(topology))
         claims = Claims(store, settings)

@@ -10,10 +10,10 @@ from redis.exceptions import RedisError
 
 from streams.kafka import make_consumer
 from streams.monitor.windows import Book, Restoration, Source
+from streams.readback import partitions_of, read_to_end
 from streams.settings import Settings
-from streams.store import Store, StoreError, key
+from streams.store import Store, StoreError
 from streams.topics import WINDOWS
-from streams.worker.readback import partitions_of, read_to_end
 
 __all__ = ["Ownership"]
 
@@ -29,6 +29,7 @@ class Ownership:
     """Makes books for source partitions; knows where in llm.windows each one's state lies."""
 
     def __init__(self, store: Store, settings: Settings, windows_partitions: int) -> None:
+        self._store = store
         self._settings = settings
         self._windows_partitions = windows_partitions
         self._next_epoch = store.redis.register_script(_NEXT_EPOCH)
@@ -71,7 +72,7 @@ class Ownership:
         return books
 
     async def _epoch(self, source: Source, highest: int) -> int:
-        name = key("epoch", source.topic, str(source.partition))
+        name = self._store.key("epoch", source.topic, str(source.partition))
         try:
             return int(await self._next_epoch(keys=[name], args=[highest]))
         except (RedisError, OSError) as error:

@@ -15,7 +15,6 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
-import orjson
 import pytest
 import structlog
 from pydantic import SecretStr
@@ -35,7 +34,7 @@ from streams.settings import KafkaSettings, RedisSettings, Settings, load_settin
 from streams.store import Store
 from streams.topics import DECISIONS, REQUESTS
 from tests.gateway_rig import POLICY, Joined, Word
-from tests.integration.wire import run_worker_process
+from tests.integration.wire import run_worker_process, value_of
 
 pytestmark = pytest.mark.integration
 
@@ -102,7 +101,7 @@ async def records(kafka: KafkaSettings, tenant: str, *topics: str, count: int) -
             while len(found) < count:
                 for batch in (await consumer.getmany(timeout_ms=100)).values():
                     for record in batch:
-                        value = orjson.loads(record.value)
+                        value = value_of(record)
                         if value.get("tenant") == tenant:
                             found.append((record.topic, record, value))
     finally:
@@ -170,7 +169,7 @@ async def worker(kafka: KafkaSettings, redis: RedisSettings, tenant: str) -> Asy
 
     async def follow() -> None:
         async for record in consumer:
-            event = orjson.loads(record.value)
+            event = value_of(record)
             reply_key = header(record.headers, REPLY_KEY_HEADER)
             if event.get("tenant") != tenant or not reply_key:
                 continue
