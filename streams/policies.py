@@ -104,9 +104,10 @@ class PolicyFeed:
         self._task = asyncio.create_task(self._follow(), name="policy-feed")
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        task, self._task = self._task, None  # first: an end that was asked for is no failure
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
         if self._consumer is not None:
             await self._consumer.stop()
 
@@ -144,7 +145,10 @@ class PolicyFeed:
         while True:
             self._feed(await self._consumer.getmany(timeout_ms=200))
             version = self._history.in_force(self._settings.policy)
-            if version is None or self.current is None or version.version in {self.current.version, self.refused}:
+            if version is None or self.current is None or version.version == self.refused:
+                continue
+            if version.version == self.current.version:
+                self.refused = None  # the pointer went back to what is in force
                 continue
             try:
                 await self._switch(Policy.parse(version.source, f"{version.name}@{version.version}"))

@@ -31,8 +31,9 @@ __all__ = ["Entry", "Lifecycle", "OrderedAcks", "guarded", "make_app", "run_work
 COMMIT_INTERVAL_S = 1.0
 """Offsets are committed this often: a crash replays what was acknowledged since, and effects are idempotent."""
 
-STOP_TIMEOUT_S = 8.0
-"""A graceful stop waits this long; what is not acknowledged by then is redelivered to the next owner."""
+STOP_TIMEOUT_S = 4.0
+"""A graceful stop waits this long (`tidegate up` gives it 4.5 s); what is not acknowledged by then is redelivered to
+the next owner."""
 
 POLL_RECORDS_MAX = 500
 """More makes rebalances slow (robinhood/faust 402)."""
