@@ -111,6 +111,13 @@ class PolicyFeed:
         if self._consumer is not None:
             await self._consumer.stop()
 
+    async def watch(self) -> None:
+        """Returns when `stop` was called; raises `GuardsError` when the feed ends before."""
+        if (task := self._task) is not None:
+            await asyncio.wait({task})
+        if self._task is not None:
+            raise GuardsError("the policy feed has ended")
+
     @property
     def failed(self) -> str | None:
         """Why the feed no longer follows, if it does not."""

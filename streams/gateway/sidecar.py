@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any, Final
 
@@ -13,6 +12,7 @@ from guards.errors import GuardsError
 from guards.models import ModelStore
 from guards.policy import Policy
 from streams import metrics
+from streams.closing import close_within
 from streams.gateway import service
 from streams.gateway.checker import Checker
 from streams.gateway.contracts import CONTRACTS
@@ -197,19 +197,9 @@ class Sidecar:
         closes = [self.feed.stop, self.windows.stop, self.health.stop, self.publisher.stop]
         if self.replies is not None:
             closes.append(self.replies.stop)
-        await asyncio.gather(*(self._close(close) for close in closes))
-        await self._close(self.store.close)
+        await asyncio.gather(*(close_within(close, CLOSE_S, self.log) for close in closes))
+        await close_within(self.store.close, CLOSE_S, self.log)
         return 0 if self.checker is None else await self.checker.threads.stop(THREADS_S)
-
-    async def _close(self, close: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """A client whose peer is gone may fail to close, hang, or leak the cancellation of its own tasks (aiokafka's
-        consumer does): none of it may hold up the end."""
-        task = asyncio.create_task(close())
-        await asyncio.wait({task}, timeout=CLOSE_S)
-        task.cancel()
-        (outcome,) = await asyncio.gather(task, return_exceptions=True)
-        if isinstance(outcome, BaseException):
-            self.log.warning("a part did not close", part=close.__qualname__, error=type(outcome).__name__)
 
     # ------------------------------------------------------------ probes
 

@@ -7,7 +7,6 @@ stand in Redis; publish it and answer who asked; only then acknowledge, in offse
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic, time
@@ -17,10 +16,8 @@ import msgspec
 from aiokafka.errors import KafkaError
 
 from guards.engine import Engine, Item
-from guards.errors import GuardsError
 from guards.policy import Policy
 from guards.types import Decision
-from streams import log as logs
 from streams import metrics
 from streams.events import (
     Bad,
@@ -39,22 +36,20 @@ from streams.kafka import (
     REPLY_CHANNEL_HEADER,
     REPLY_KEY_HEADER,
     RUN_HEADER,
-    Publisher,
     Record,
     header,
     make_consumer,
 )
-from streams.life import life_of_topics
 from streams.policies import PolicyFeed
 from streams.readback import ends_of, partitions_of
 from streams.records import DeadLetter, DecisionRecord, Hasher, decision_record, encode
 from streams.settings import Settings
-from streams.store import Store, key, parse_store_key
+from streams.store import key
 from streams.topics import DECISIONS, DLQ, REQUESTS, RESPONSES
 from streams.worker.app import Entry, Lifecycle, OrderedAcks, guarded, make_app, run_worker
+from streams.worker.host import Host, hosted
 from streams.worker.parking import Parking
-from streams.worker.persistence import Persistence
-from streams.worker.status import StatusServer
+from streams.worker.status import Check
 
 __all__ = ["Checks", "run_checks"]
 
@@ -87,26 +82,17 @@ class Job(msgspec.Struct):
 class Checks:
     """What happens to a batch. Knows Kafka only through `Publisher` and `OrderedAcks`."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        engine: Engine,
-        store: Store,
-        publisher: Publisher,
-        hasher: Hasher,
-        lifecycle: Lifecycle,
-        log: Any,
-    ) -> None:
-        self._settings = settings.checks
+    def __init__(self, host: Host, engine: Engine, hasher: Hasher) -> None:
+        self._settings = host.settings.checks
         self._engine = engine
-        self._store = store
-        self._publisher = publisher
+        self._store = host.store
+        self._publisher = host.publisher
         self._hasher = hasher
-        self._persistence = Persistence(lifecycle, log)
-        self._lifecycle = lifecycle
-        self._log = log
+        self._persistence = host.persistence()
+        self._lifecycle = host.lifecycle
+        self._log = host.log
         self.acks = OrderedAcks()
-        self.parking: Parking[Job] = Parking(settings.checks.join_wait_ms / 1000, settings.checks.parked_max)
+        self.parking: Parking[Job] = Parking(self._settings.join_wait_ms / 1000, self._settings.parked_max)
         self._room = asyncio.Event()
         self._room.set()
         # Two: while one batch waits for the encoder, another (the other topic's) can use the interpreter.
@@ -335,78 +321,48 @@ async def run_checks(settings: Settings) -> int:
 
     Raises `GuardsError` (with the fix) when it cannot start.
     """
-    logs.configure(settings.log_format, settings.log_level)
-    log = logs.get_logger("checks")
-    lifecycle = Lifecycle(log)
     hasher = Hasher(settings.master_key())
-    store_key = None if settings.store_key is None else parse_store_key(settings.store_key.get_secret_value())
-    store = Store(settings.redis, store_key=store_key)
-    publisher = Publisher(settings.kafka)
-    state: dict[str, Any] = {"engine": None, "assigned": False, "checks": None, "tick": monotonic()}
+    state: dict[str, Any] = {"engine": None, "assigned": False, "checks": None}
+    ready: dict[str, Check] = {
+        "models": lambda: None if state["engine"] is not None else "models are loading",
+        "assigned": lambda: None if state["assigned"] else "no partitions assigned yet",
+        "broker_and_store": lambda: state["checks"].trouble if state["checks"] else None,
+    }
+    async with hosted("checks", settings, ready=ready) as host:
 
-    def on_error(guard: str, error: BaseException) -> None:
-        metrics.GUARD_ERRORS.labels(guard=guard).inc()
-        log.error("a guard raised", guard=guard, error=type(error).__name__)
+        def on_error(guard: str, error: BaseException) -> None:
+            metrics.GUARD_ERRORS.labels(guard=guard).inc()
+            host.log.error("a guard raised", guard=guard, error=type(error).__name__)
 
-    def accept(policy: Any) -> None:
-        engine = state["engine"]
-        if engine is None:
+        def accept(policy: Policy) -> None:
+            if state["engine"] is not None:
+                state["engine"].adopt(policy)
+                return
             engine = Engine(policy, options=settings.guards, on_error=on_error)
             engine.warm()
             state["engine"] = engine
-        else:
-            engine.adopt(policy)
 
-    feed = PolicyFeed(settings, accept, log)
-    status = StatusServer(
-        settings.status_host,
-        settings.status_port,
-        live={
-            "loop": lambda: None if monotonic() - state["tick"] < 10 else "the event loop does not tick",
-            "worker": lambda: lifecycle.failure,
-            "policy_feed": lambda: feed.failed,
-        },
-        ready={
-            "models": lambda: None if state["engine"] is not None else "models are loading",
-            "assigned": lambda: None if state["assigned"] else "no partitions assigned yet",
-            "worker": lambda: lifecycle.failure or ("stopping" if lifecycle.stopping else None),
-            "broker_and_store": lambda: state["checks"].trouble if state["checks"] else None,
-        },
-    )
-    status_port = await status.start()
-    log.info("status", url=f"http://{settings.status_host}:{status_port}/ready")
-    ends_consumer = make_consumer(settings.kafka)
-    background: list[asyncio.Task[None]] = []
-    try:
-        await store.connect()
-        await store.agree_on_key(hasher.key_id)
-        await publisher.start()
-        store.bind(await life_of_topics(settings.kafka, publisher))
+        await host.store.agree_on_key(hasher.key_id)
+        feed = PolicyFeed(settings, accept, host.log)
+        host.at_end(feed.stop)
         await feed.start()
-        await ends_consumer.start()
-        partitions = await partitions_of(ends_consumer, REQUESTS)
-        ends_consumer.assign(partitions)
+        consumer = make_consumer(settings.kafka)
+        host.at_end(consumer.stop)
+        await consumer.start()
+        partitions = await partitions_of(consumer, REQUESTS)
+        consumer.assign(partitions)
 
         async def ends() -> dict[int, int]:
-            return {tp.partition: end for tp, end in (await ends_of(ends_consumer, partitions)).items()}
+            return {tp.partition: end for tp, end in (await ends_of(consumer, partitions)).items()}
 
-        checks = Checks(settings, state["engine"], store, publisher, hasher, lifecycle, log)
+        checks = Checks(host, state["engine"], hasher)
         state["checks"] = checks
+        host.oldest_s = checks.acks.oldest_s
         app = make_app("tidegate-checks", settings)
-        _agents(app, checks, settings, state, lifecycle)
-        background = [
-            asyncio.create_task(guarded(checks.unpark_forever(ends), lifecycle), name="unpark"),
-            asyncio.create_task(_tick(state, checks, feed, lifecycle), name="tick"),
-        ]
-        return await run_worker(app, lifecycle, stop=feed.stop)
-    except KafkaError as error:
-        raise GuardsError(f"the broker {settings.kafka.bootstrap} failed at start: {error!r}") from error
-    finally:
-        for task in background:
-            task.cancel()
-        for close in (feed.stop, publisher.stop, ends_consumer.stop, store.close, status.stop):
-            with contextlib.suppress(Exception):
-                await asyncio.wait_for(close(), 2)
+        _agents(app, checks, settings, state, host.lifecycle)
+        host.spawn(checks.unpark_forever(ends), "unpark")
+        host.spawn(feed.watch(), "policy-feed")
+        return await run_worker(app, host.lifecycle, stop=feed.stop)
 
 
 def _agents(app: Any, checks: Checks, settings: Settings, state: dict[str, Any], lifecycle: Lifecycle) -> None:
@@ -445,13 +401,3 @@ def _agents(app: Any, checks: Checks, settings: Settings, state: dict[str, Any],
 
     app.on_partitions_revoked.connect(revoked, weak=False)
     app.on_partitions_assigned.connect(assigned, weak=False)
-
-
-async def _tick(state: dict[str, Any], checks: Checks, feed: PolicyFeed, lifecycle: Lifecycle) -> None:
-    while True:
-        state["tick"] = monotonic()
-        oldest = checks.acks.oldest_s()
-        metrics.COMMIT_AGE_SECONDS.set(0.0 if oldest is None else monotonic() - oldest)
-        if feed.failed is not None:
-            lifecycle.fail(feed.failed)
-        await asyncio.sleep(0.5)

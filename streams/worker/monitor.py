@@ -8,7 +8,6 @@ redelivery, which is exact (see `streams.monitor.windows.Book`).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -18,29 +17,24 @@ from typing import Any, Final
 
 import msgspec
 from aiokafka import AIOKafkaConsumer
-from aiokafka.errors import KafkaError
 
-from guards.errors import GuardsError
 from guards.policy import configs_folder
-from streams import log as logs
 from streams import metrics
 from streams.events import Bad
-from streams.kafka import RUN_HEADER, Publisher, Record, header, make_consumer
-from streams.life import life_of_topics
+from streams.kafka import RUN_HEADER, Record, header, make_consumer
 from streams.monitor.facts import SOURCES, addition_of, dead, duplicate, read
 from streams.monitor.prices import Prices, load_prices
 from streams.monitor.rules import load_rules
 from streams.monitor.windows import Addition, Book, Series, Source
 from streams.readback import partitions_of
 from streams.settings import Settings
-from streams.store import Store
 from streams.topics import WINDOWS
 from streams.worker.app import Lifecycle, guarded, make_app, run_worker
 from streams.worker.claims import Claimed, Claims, ClaimsLostError, Held, Item
 from streams.worker.evaluator import Evaluator
+from streams.worker.host import Host, hosted
 from streams.worker.ownership import Ownership, windows_partitions
-from streams.worker.persistence import Persistence
-from streams.worker.status import StatusServer
+from streams.worker.status import Check
 
 __all__ = ["GROUP", "Monitor", "run_monitor"]
 
@@ -88,24 +82,16 @@ class Monitor:
     """Counts what the partitions that are assigned to this process bring. One batch or flush at a time."""
 
     def __init__(
-        self,
-        settings: Settings,
-        ownership: Ownership,
-        claims: Claims,
-        publisher: Publisher,
-        prices: Prices,
-        persistence: Persistence,
-        topology: AIOKafkaConsumer,
-        log: Any,
+        self, host: Host, ownership: Ownership, claims: Claims, prices: Prices, topology: AIOKafkaConsumer
     ) -> None:
-        self._settings = settings.monitor
+        self._settings = host.settings.monitor
         self._ownership = ownership
         self._claims = claims
-        self._publisher = publisher
+        self._publisher = host.publisher
         self._prices = prices
-        self._persistence = persistence
+        self._persistence = host.persistence()
         self._topology = topology
-        self._log = log
+        self._log = host.log
         self._lock = asyncio.Lock()
         self._books: dict[Source, Book] = {}
         self._pending: dict[Source, deque[_Taken]] = {}
@@ -323,6 +309,11 @@ class Monitor:
         heads = [*(queue[0] for queue in self._pending.values() if queue), *(t[0] for t in self._unacked.values())]
         return min((head.since_s for head in heads), default=None)
 
+    @property
+    def trouble(self) -> str | None:
+        """What does not answer just now, or ``None``."""
+        return self._persistence.trouble
+
     def waiting(self) -> str | None:
         """Why it cannot count yet, or ``None``."""
         if self._rebalancing:
@@ -336,67 +327,34 @@ async def run_monitor(settings: Settings) -> int:
 
     Raises `GuardsError` (with the fix) when it cannot start.
     """
-    logs.configure(settings.log_format, settings.log_level)
-    log = logs.get_logger("monitor")
-    lifecycle = Lifecycle(log)
     prices = load_prices(configs_folder() / "prices.yaml")
     rules = load_rules(configs_folder() / "alerts.yaml")
-    store = Store(settings.redis)
-    publisher = Publisher(settings.kafka)
-    topology = make_consumer(settings.kafka)
-    persistence = Persistence(lifecycle, log)
-    tick = {"at_s": monotonic()}
     state: dict[str, Monitor] = {}
-    status = StatusServer(
-        settings.status_host,
-        settings.status_port,
-        live={
-            "loop": lambda: None if monotonic() - tick["at_s"] < 10 else "the event loop does not tick",
-            "worker": lambda: lifecycle.failure,
-        },
-        ready={
-            "assigned": lambda: state["monitor"].waiting() if state else "starting",
-            "worker": lambda: lifecycle.failure or ("stopping" if lifecycle.stopping else None),
-            "broker_and_store": lambda: persistence.trouble,
-        },
-    )
-    status_port = await status.start()
-    log.info("status", url=f"http://{settings.status_host}:{status_port}/ready")
-    evaluator = Evaluator(settings, store, publisher, rules, Persistence(lifecycle, log), log)
-    background: list[asyncio.Task[None]] = []
-    try:
-        await store.connect()
-        await publisher.start()
-        store.bind(await life_of_topics(settings.kafka, publisher))
+    ready: dict[str, Check] = {
+        "assigned": lambda: state["monitor"].waiting() if state else "starting",
+        "broker_and_store": lambda: state["monitor"].trouble if state else None,
+    }
+    async with hosted("monitor", settings, ready=ready) as host:
+        topology = make_consumer(settings.kafka)
+        host.at_end(topology.stop)
         await topology.start()
-        ownership = Ownership(store, settings, await windows_partitions(topology))
-        claims = Claims(store, settings)
-        monitor = Monitor(settings, ownership, claims, publisher, prices, persistence, topology, log)
+        ownership = Ownership(host.store, settings, await windows_partitions(topology))
+        monitor = Monitor(host, ownership, Claims(host.store, settings), prices, topology)
         state["monitor"] = monitor
+        host.oldest_s = monitor.oldest_s
+        evaluator = Evaluator(settings, host.store, host.publisher, rules, host.persistence(), host.log)
+        host.at_end(evaluator.stop)
         app = make_app(GROUP, settings)
-        _agent(app, monitor, settings, lifecycle)
-        background = [
-            asyncio.create_task(guarded(_flush_forever(monitor, settings.monitor.flush_s), lifecycle), name="flush"),
-            asyncio.create_task(guarded(evaluator.run(), lifecycle), name="evaluator"),
-            asyncio.create_task(_tick(tick, monitor), name="tick"),
-        ]
+        _agent(app, monitor, settings, host.lifecycle)
+        host.spawn(_flush_forever(monitor, settings.monitor.flush_s), "flush")
+        host.spawn(evaluator.run(), "evaluator")
 
         async def stop() -> None:
-            for task in background:
-                task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
+            await host.stop_background()
             await evaluator.stop()
             await monitor.flush()
 
-        return await run_worker(app, lifecycle, stop=stop)
-    except KafkaError as error:
-        raise GuardsError(f"the broker {settings.kafka.bootstrap} failed at start: {error!r}") from error
-    finally:
-        for task in background:
-            task.cancel()
-        for close in (evaluator.stop, publisher.stop, topology.stop, store.close, status.stop):
-            with contextlib.suppress(Exception):
-                await asyncio.wait_for(close(), 2)
+        return await run_worker(app, host.lifecycle, stop=stop)
 
 
 def _agent(app: Any, monitor: Monitor, settings: Settings, lifecycle: Lifecycle) -> None:
@@ -420,11 +378,3 @@ async def _flush_forever(monitor: Monitor, flush_s: float) -> None:
     while True:
         await asyncio.sleep(flush_s)
         await monitor.flush()
-
-
-async def _tick(tick: dict[str, float], monitor: Monitor) -> None:
-    while True:
-        tick["at_s"] = monotonic()
-        oldest_s = monitor.oldest_s()
-        metrics.COMMIT_AGE_SECONDS.set(0.0 if oldest_s is None else monotonic() - oldest_s)
-        await asyncio.sleep(0.5)
