@@ -32,6 +32,10 @@ class Entity(msgspec.Struct, frozen=True):
 class Encoder(Protocol):
     """The one shared sentence encoder."""
 
+    @property
+    def version(self) -> str:
+        """Which model, and which variant of it: a part of the version of each guard that reads embeddings."""
+
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Texts → array (n, dim), rows L2-normalised. A row depends on its own text only, not on the batch.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ConfigError", "GuardsError", "ModelMissingError", "PolicyError"]
+__all__ = ["ConfigError", "GuardsError", "ModelBuildError", "ModelMissingError", "PolicyError"]
 
 
 class GuardsError(Exception):
@@ -24,3 +24,7 @@ class PolicyError(ConfigError):
 
 class ModelMissingError(GuardsError):
     """A model that the profile names is not in the store; the text names the command that fetches it."""
+
+
+class ModelBuildError(GuardsError):
+    """A model was fetched, but what was built from it is not the model; nothing of it is used."""

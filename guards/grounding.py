@@ -1,30 +1,42 @@
-"""Whether an answer rests on the request's documents: words first, embeddings only where words do not decide.
+"""Whether an answer rests on the request's documents: words first, a model only where words do not decide.
 
 Per sentence of the answer: the share of its content words that the documents have, and of its word pairs, which a
 wrong combination of right words lacks. A sentence in between is compared with the passage that is closest in words.
 This measures support by the documents, not truth; documents in another language than the answer support little.
+
+With ``backend: nli`` a classifier of entailment judges each sentence instead, with the passages closest in words.
 """
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+import msgspec
+import numpy as np
 
 from guards.answers import answer_texts, is_pleasantry, is_refusal, turns
 from guards.artifacts import Artifacts
+from guards.errors import ConfigError
 from guards.folding import fold
 from guards.guard import Needs, NoOptions, Result
+from guards.labels import column_of
 from guards.models import ModelStore
+from guards.models.sources import spec_of
 from guards.policy import options_of
 from guards.sentences import Sentence, passages, sentences
 from guards.text import texts_of
 from guards.types import Failure, FailureCode, Hit, Range, Stage, Unit
 from guards.words import content_stems, names, numbers, stem, words
 
-__all__ = ["MAX_CHARS", "GroundingGuard", "build"]
+if TYPE_CHECKING:
+    from guards.models.transformer import Classifier
+
+__all__ = ["MAX_CHARS", "GroundingGuard", "Profile", "build"]
 
 MAX_CHARS: Final = 131_072
 PASSAGE_CHARS: Final = 400  # two or three sentences of a document
@@ -33,6 +45,7 @@ DECIDED_BELOW: Final = 0.15  # hardly a word in common: no likeness mends that
 DECIDED_ABOVE: Final = 0.85
 LIKENESS_WEIGHT: Final = 0.2  # of the embeddings where words do not decide
 MAX_COMPARED: Final = 16  # undecided sentences that are embedded (0.3 s at most); those after it go by words alone
+NLI_PASSAGES: Final = 3  # compared with each sentence by the classifier of entailment
 RANGE_FROM: Final = 0.5  # a sentence at this risk or more is marked
 REFUSAL_WORDS: Final = 10  # "I don't know, but it was built in 1889 by …" claims something
 NUMBER_RISK: Final = 0.9  # a number that neither documents nor conversation have
@@ -55,7 +68,23 @@ class _Claim(NamedTuple):
     sentence: Sentence
     text_index: int
     support: float
-    compare: str  # the closest passage; empty where words decide
+    compare: tuple[str, ...]  # the closest passages; empty where words decide
+
+
+class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``guards.hallucination`` in a profile; the two last are for ``nli``, a classifier of pairs of texts.
+
+    ``labels``: which of its labels is `entailment`, where its own name for it is another.
+    """
+
+    backend: Literal["words", "nli"] = "words"
+    model: dict[str, Any] | None = None
+    labels: dict[str, Literal["entailment"]] = {}
+
+
+class _Nli(NamedTuple):
+    classifier: Classifier
+    entailment: int  # the label's column
 
 
 class GroundingGuard:
@@ -65,10 +94,13 @@ class GroundingGuard:
     """
 
     name = "hallucination"
-    version = "1"
     stages: frozenset[Stage] = frozenset({"response"})
     unit: Literal["exchange"] = "exchange"
     options_type = NoOptions
+
+    def __init__(self, model_version: str, nli: _Nli | None = None) -> None:
+        self.version = f"1+{model_version}"
+        self._nli = nli
 
     def applies(self, unit: Unit, options: NoOptions) -> bool:
         """False without an answer in words, or when the request has no documents."""
@@ -78,10 +110,10 @@ class GroundingGuard:
 
     def needs(self, unit: Unit, options: NoOptions) -> Needs:
         """Embeddings of the sentences that words do not decide, and of one passage for each."""
-        if unit.exchange.messages is None or _too_large(unit):
+        if self._nli is not None or unit.exchange.messages is None or _too_large(unit):
             return Needs()
-        compared = [claim for claim in _claims(unit) if claim.compare]
-        return Needs(embed=tuple(itertools.chain.from_iterable((c.sentence.text, c.compare) for c in compared)))
+        compared = [claim for claim in _claims(unit, 1) if claim.compare]
+        return Needs(embed=tuple(itertools.chain.from_iterable((c.sentence.text, *c.compare) for c in compared)))
 
     def check(self, units: Sequence[Unit], options: NoOptions, artifacts: Artifacts) -> list[Result]:
         """Per exchange three hits, or ``Failure(REQUEST_MISSING)`` where request and documents are unknown."""
@@ -92,7 +124,11 @@ class GroundingGuard:
             return Failure(FailureCode.REQUEST_MISSING)
         if _too_large(unit):
             return Failure(FailureCode.INPUT_TOO_LARGE)
-        risks = [(claim, round(1 - _support(claim, artifacts), 3)) for claim in _claims(unit)]
+        claims = _claims(unit, 1 if self._nli is None else NLI_PASSAGES)
+        supports = (
+            [_support(claim, artifacts) for claim in claims] if self._nli is None else _entailed(claims, self._nli)
+        )
+        risks = [(claim, round(1 - support, 3)) for claim, support in zip(claims, supports, strict=True)]
         places = [
             Range(claim.sentence.start, claim.sentence.end, claim.text_index)
             for claim, risk in risks
@@ -105,8 +141,19 @@ class GroundingGuard:
 def _support(claim: _Claim, artifacts: Artifacts) -> float:
     if not claim.compare:
         return claim.support
-    cosine = float(artifacts.embedding(claim.sentence.text) @ artifacts.embedding(claim.compare))
+    cosine = float(artifacts.embedding(claim.sentence.text) @ artifacts.embedding(claim.compare[0]))
     return (1 - LIKENESS_WEIGHT) * claim.support + LIKENESS_WEIGHT * min(max(cosine, 0.0), 1.0)
+
+
+def _entailed(claims: Sequence[_Claim], nli: _Nli) -> list[float]:
+    """The support of each claim: how far a passage entails the least entailed part of it."""
+    pairs = [(passage, claim.sentence.text) for claim in claims for passage in claim.compare]
+    scored = iter(nli.classifier.score_pairs(pairs))
+    supports: list[float] = []
+    for claim in claims:
+        parts = [next(scored).risks[:, nli.entailment] for _ in claim.compare]
+        supports.append(float(np.max(parts, axis=0).min()) if parts else claim.support)
+    return supports
 
 
 def _too_large(unit: Unit) -> bool:
@@ -115,7 +162,8 @@ def _too_large(unit: Unit) -> bool:
     return any(len(text) > MAX_CHARS for text in (*answers, *documents))
 
 
-def _claims(unit: Unit) -> list[_Claim]:
+def _claims(unit: Unit, passages_each: int) -> list[_Claim]:
+    """``passages_each``: of one passage only those claims are compared that words leave open, of more every claim."""
     sources = [_source(document.text) for document in unit.exchange.documents if document.text.strip()]
     known = frozenset(itertools.chain.from_iterable(source.stems for source in sources))
     claims: list[_Claim] = []
@@ -129,9 +177,10 @@ def _claims(unit: Unit) -> list[_Claim]:
             if not stems:
                 continue
             support = _lexical_support(stems, known, sources)
-            undecided = DECIDED_BELOW < support < DECIDED_ABOVE and compared < MAX_COMPARED
-            compared += undecided
-            claims.append(_Claim(sentence, index, support, _closest(stems, sources) if undecided else ""))
+            undecided = passages_each > 1 or DECIDED_BELOW < support < DECIDED_ABOVE
+            closest = _closest(stems, sources, passages_each) if undecided and compared < MAX_COMPARED else ()
+            compared += bool(closest)
+            claims.append(_Claim(sentence, index, support, closest))
     return claims
 
 
@@ -152,10 +201,11 @@ def _lexical_support(stems: Sequence[str], known: frozenset[str], sources: Seque
     return (1 - PAIR_WEIGHT) * single + PAIR_WEIGHT * double
 
 
-def _closest(stems: Sequence[str], sources: Sequence[_Source]) -> str:
+def _closest(stems: Sequence[str], sources: Sequence[_Source], count: int) -> tuple[str, ...]:
     wanted = frozenset(stems)
     candidates = itertools.chain.from_iterable(source.passages for source in sources)
-    return max(candidates, key=lambda passage: len(wanted & passage[1]), default=("", frozenset()))[0]
+    best = heapq.nlargest(count, candidates, key=lambda passage: len(wanted & passage[1]))
+    return tuple(text for text, _ in best)
 
 
 def _details(unit: Unit, claims: Sequence[_Claim]) -> list[Hit]:
@@ -205,7 +255,13 @@ def _source(text: str) -> _Source:
 
 
 def build(options: Mapping[str, Any], models: ModelStore) -> GroundingGuard:
-    """The guard, its encoder loaded. Raises `ConfigError` for an option, `ModelMissingError` without the encoder."""
-    options_of(NoOptions, options, "guards.hallucination")
-    models.encoder()
-    return GroundingGuard()
+    """The guard, its model loaded. Raises `ConfigError` for an option, `ModelMissingError` without the model."""
+    profile = options_of(Profile, options, "guards.hallucination")
+    assert isinstance(profile, Profile)
+    if profile.backend == "words":
+        return GroundingGuard(models.encoder().version)
+    if profile.model is None:
+        raise ConfigError("guards.hallucination: the backend nli needs `model`")
+    classifier = models.classifier(spec_of(profile.model, "guards.hallucination.model"))
+    column = column_of(classifier, "entailment", profile.labels, "guards.hallucination")
+    return GroundingGuard(f"{classifier.version}-{column}", _Nli(classifier, column))

@@ -1,20 +1,27 @@
-"""Whether an answer is about what the user asked: the likeness of the two in the shared encoder."""
+"""Whether an answer is about what the user asked: the likeness of the two in the shared encoder, or a cross-encoder."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import msgspec
 
 from guards.answers import answer_texts, is_pleasantry, is_refusal, question, turns
 from guards.artifacts import Artifacts
+from guards.errors import ConfigError
 from guards.guard import Needs, NoOptions, Result
 from guards.models import ModelStore
+from guards.models.sources import spec_of
 from guards.policy import options_of
 from guards.types import Failure, FailureCode, Hit, Stage, Unit
 from guards.words import content_stems, english_share, words
 
-__all__ = ["MAX_CHARS", "RelevanceGuard", "build"]
+if TYPE_CHECKING:
+    from guards.models.transformer import Classifier
+
+__all__ = ["MAX_CHARS", "Profile", "RelevanceGuard", "build"]
 
 MAX_CHARS: Final = 131_072
 OPENING_CHARS: Final = 4_000  # an answer's subject shows in its opening; a whole long one would cost seconds
@@ -36,14 +43,28 @@ FULL_QUESTION_WORDS: Final = 4
 CLARIFYING_WORDS: Final = 25  # an answer that only asks back is half as risky
 
 
+class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``guards.relevance`` in a profile; ``model`` is for ``cross-encoder``: one output, high when the texts belong
+    together, such as those trained on MS MARCO."""
+
+    backend: Literal["encoder", "cross-encoder"] = "encoder"
+    model: dict[str, Any] | None = None
+
+
 class RelevanceGuard:
-    """Kind `irrelevant`, one hit for every exchange, however low the score."""
+    """Kind `irrelevant`, one hit for every exchange, however low the score.
+
+    With ``pairs`` it asks that cross-encoder, else the shared encoder, whose version is part of its own.
+    """
 
     name = "relevance"
-    version = "1"
     stages: frozenset[Stage] = frozenset({"response"})
     unit: Literal["exchange"] = "exchange"
     options_type = NoOptions
+
+    def __init__(self, model_version: str, pairs: Classifier | None = None) -> None:
+        self.version = f"1+{model_version}"
+        self._pairs = pairs
 
     def applies(self, unit: Unit, options: NoOptions) -> bool:
         """False without an answer in words (tool calls alone) or without a question of the user."""
@@ -53,7 +74,7 @@ class RelevanceGuard:
 
     def needs(self, unit: Unit, options: NoOptions) -> Needs:
         """Embeddings of the question, of the turns before it if it is short, and of the answer's opening."""
-        if unit.exchange.messages is None or _too_large(unit):
+        if self._pairs is not None or unit.exchange.messages is None or _too_large(unit):
             return Needs()
         answer = _answer(unit)
         return Needs(embed=(answer, *_asked(unit))) if not _needs_no_look(answer) else Needs()
@@ -70,9 +91,18 @@ class RelevanceGuard:
         answer = _answer(unit)
         if _needs_no_look(answer):
             return [Hit("irrelevant", 0.0)]
-        vector = artifacts.embedding(answer)
-        risk = min(_risk(asked, answer, float(artifacts.embedding(asked) @ vector)) for asked in _asked(unit))
+        risk = self._likeness_risk(unit, answer, artifacts) if self._pairs is None else self._pair_risk(unit, answer)
         return [Hit("irrelevant", round(risk * _certainty(unit, answer), 3))]
+
+    def _likeness_risk(self, unit: Unit, answer: str, artifacts: Artifacts) -> float:
+        vector = artifacts.embedding(answer)
+        return min(_risk(asked, answer, float(artifacts.embedding(asked) @ vector)) for asked in _asked(unit))
+
+    def _pair_risk(self, unit: Unit, answer: str) -> float:
+        """1 - the highest score of a window of the answer with what was asked."""
+        assert self._pairs is not None
+        scored = self._pairs.score_pairs([(asked, answer) for asked in _asked(unit)])
+        return 1 - max(float(item.risks.max()) for item in scored)
 
 
 def _answer(unit: Unit) -> str:
@@ -113,7 +143,14 @@ def _certainty(unit: Unit, answer: str) -> float:
 
 
 def build(options: Mapping[str, Any], models: ModelStore) -> RelevanceGuard:
-    """The guard, its encoder loaded. Raises `ConfigError` for an option, `ModelMissingError` without the encoder."""
-    options_of(NoOptions, options, "guards.relevance")
-    models.encoder()
-    return RelevanceGuard()
+    """The guard, its model loaded. Raises `ConfigError` for an option, `ModelMissingError` without the model."""
+    profile = options_of(Profile, options, "guards.relevance")
+    assert isinstance(profile, Profile)
+    if profile.backend == "encoder":
+        return RelevanceGuard(models.encoder().version)
+    if profile.model is None:
+        raise ConfigError("guards.relevance: the backend cross-encoder needs `model`")
+    pairs = models.classifier(spec_of(profile.model, "guards.relevance.model"))
+    if len(pairs.labels) != 1:
+        raise ConfigError(f"guards.relevance.model: a cross-encoder has one output, this has {', '.join(pairs.labels)}")
+    return RelevanceGuard(pairs.version, pairs)

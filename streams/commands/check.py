@@ -51,7 +51,8 @@ def check(
     event = _event(text, stage, question, document or [], tenant, route)
     settings = load_settings(profile)
     file = policy or settings.policy_file
-    engine = Engine(Policy.default() if file is None else Policy.load(file), options=settings.guards)
+    judging = Policy.default() if file is None else Policy.load(file)
+    engine = Engine(judging, models=settings.model_store(), options=settings.guards)
     exchange, fields = event
     decision = engine.check(exchange, stage)
     answer = _answer(decision, fields)

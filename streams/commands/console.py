@@ -114,10 +114,12 @@ def _unwrap(command: Any) -> None:
 
 def _exit_code(error: Exception) -> int | None:
     """The exit code of an exception for the user; ``None``: a fault of ours, whose traceback is wanted."""
-    from guards.errors import ConfigError, GuardsError, ModelMissingError
+    from guards.errors import ConfigError, GuardsError, ModelBuildError, ModelMissingError
 
     if isinstance(error, (ConfigError, ModelMissingError)):
         return EXIT_USAGE
+    if isinstance(error, ModelBuildError):
+        return EXIT_NO
     if isinstance(error, GuardsError):
         return EXIT_UNREACHABLE
     kafka = sys.modules.get("aiokafka.errors")

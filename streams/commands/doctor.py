@@ -46,7 +46,8 @@ def doctor(
     from streams.settings import load_settings
 
     settings = load_settings(profile, kafka={"bootstrap": kafka}, redis={"url": redis})
-    findings = [*_versions(), *_models(), _policy(settings), _key(settings), *run(_reachable(settings, port, profile))]
+    findings = [*_versions(), *_models(settings), _policy(settings), _key(settings)]
+    findings += run(_reachable(settings, port, profile))
     if as_json:
         print_json([{"check": name, "ok": ok, "seen": seen, "fix": fix} for name, ok, seen, fix in findings])
     else:
@@ -69,10 +70,10 @@ def _versions() -> Iterator[Finding]:
             yield (name, False, "not installed", "pip install tidegate")
 
 
-def _models() -> Iterator[Finding]:
-    from guards.models import ModelState, ModelStore
+def _models(settings: Settings) -> Iterator[Finding]:
+    from guards.models import ModelState
 
-    for model in ModelStore().verify():
+    for model in settings.model_store().verify():
         ready = model.state is ModelState.READY
         yield (f"model {model.name}", ready, f"{model.state} in {model.path}", "" if ready else "tidegate models pull")
 

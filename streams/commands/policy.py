@@ -54,7 +54,6 @@ def validate(file: FileArgument, profile: ProfileOption = None, as_json: JsonOpt
 def _check_options(file: Path, policy: Policy, profile: str | None) -> None:
     from guards.errors import PolicyError
     from guards.guard import build
-    from guards.models import ModelStore
     from guards.policy import options_of
     from streams.settings import load_settings
 
@@ -66,7 +65,8 @@ def _check_options(file: Path, policy: Policy, profile: str | None) -> None:
     tuned = [(path, name, settings) for path, name, settings in named if settings.options or settings.stages]
     if not tuned:
         return
-    guards = build(sorted({name for _, name, _ in tuned}), load_settings(profile).guards, ModelStore())
+    chosen = load_settings(profile)
+    guards = build(sorted({name for _, name, _ in tuned}), chosen.guards, chosen.model_store())
     for path, name, settings in tuned:
         options_of(guards[name].options_type, settings.options or {}, f"{path}.options")
         impossible = set(settings.stages or ()) - guards[name].stages
@@ -92,14 +92,14 @@ def run_tests(
     from guards.cases import cases_path, load_cases, run_cases
     from guards.engine import Engine
     from guards.guard import build
-    from guards.models import ModelStore
     from guards.policy import Policy
     from streams.settings import load_settings
 
     suites = [(file, Policy.load(file), load_cases(cases_path(file))) for file in files]
     names = dict.fromkeys(name for _, policy, _ in suites for name in policy.guards)
-    store = ModelStore()
-    guards = build(names, load_settings(profile).guards, store)
+    settings = load_settings(profile)
+    store = settings.model_store()
+    guards = build(names, settings.guards, store)
     results: dict[str, list[CaseResult]] = {}
     for file, policy, cases in suites:
         results[str(file)] = run_cases(Engine(policy, guards=guards, models=store), policy, cases)

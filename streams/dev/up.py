@@ -99,7 +99,7 @@ def make_ready(options: UpOptions) -> Plan:
     host = settings.sidecar.host
     port = settings.sidecar.port or free_port()
     require_free(port, "sidecar", "--port", host)
-    _pull_missing_models()
+    _pull_missing_models(settings.model_store())
     logs = run_folder(state_folder(), port)
     broker = store = None
     kafka, redis = settings.kafka, settings.redis
@@ -128,8 +128,7 @@ def _preferred(port: int) -> int:
     return port if is_free(port) else free_port()
 
 
-def _pull_missing_models() -> None:
-    store = ModelStore()
+def _pull_missing_models(store: ModelStore) -> None:
     if all(model.state is ModelState.READY for model in store.list()):
         return
     from rich.console import Console

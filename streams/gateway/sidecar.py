@@ -9,7 +9,6 @@ from typing import Any, Final
 
 from guards.engine import Engine
 from guards.errors import GuardsError
-from guards.models import ModelStore
 from guards.policy import Policy
 from streams import metrics
 from streams.closing import close_within
@@ -168,7 +167,7 @@ class Sidecar:
             metrics.GUARD_ERRORS.labels(guard).inc()
             self.log.error("a guard raised", guard=guard, error=type(error).__name__)
 
-        engine = Engine(policy, models=ModelStore(), options=self.settings.guards, on_error=on_error)
+        engine = Engine(policy, models=self.settings.model_store(), options=self.settings.guards, on_error=on_error)
         engine.warm()
         return engine
 

@@ -32,7 +32,7 @@ COMMANDS = (
     *(("worker", name) for name in ("checks", "monitor")),
     *(("policy", name) for name in ("validate", "test", "apply", "show", "schema")),
     *(("topics", name) for name in ("create", "list")),
-    *(("models", name) for name in ("list", "pull", "verify")),
+    *(("models", name) for name in ("list", "pull", "build", "verify")),
 )
 
 
