@@ -60,7 +60,14 @@ DETOXIFY: Final[Mapping[str, Release]] = {
 
 _DEFAULT_FILES: Final[Mapping[Kind, tuple[str, ...]]] = {
     "classifier": ("config.json", "tokenizer.json", "model.safetensors"),
-    "encoder": ("config.json", "tokenizer.json", "model.safetensors", "modules.json", "1_Pooling/config.json"),
+    "encoder": (
+        "config.json",
+        "tokenizer.json",
+        "model.safetensors",
+        "modules.json",
+        "sentence_bert_config.json",
+        "1_Pooling/config.json",
+    ),
 }
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _SCHEMES: Final = ("detoxify", "hf", "https", "http", "wheel", "folder")

@@ -225,34 +225,34 @@ class ModelStore:
     def _make(
         self, spec: ModelSpec, progress: Progress, *, trust_first_use: bool, build: bool, again: bool = False
     ) -> None:
-        """Fetch what is not there, build, and put the folder in its place; the lock is held."""
+        """Fetch what is not there, then build; the lock is held. What was fetched stays when building fails."""
         state = self._model(spec, hashes=True).state
         if state is ModelState.READY and not again:
             return
-        with self._making(self.root / spec.name) as making:
-            old = self.root / spec.name
-            manifest = _read_manifest(old)
-            if _fetched_state(spec, old, manifest, hashes=True) is ModelState.READY:
-                assert manifest is not None
-                _copy(old, making, manifest.files)
-            elif again:
+        folder = self.root / spec.name
+        manifest = _read_manifest(folder)
+        if _fetched_state(spec, folder, manifest, hashes=True) is not ModelState.READY:
+            if again:
                 raise ModelMissingError(f"the model {spec.name} is {state} in {self.root}: run `{PULL_COMMAND}`")
-            else:
+            with self._making(folder) as making:
                 fetch(spec, making, progress, trust_first_use=trust_first_use)
-            fetched = {name: _file(making / name) for name in spec.pins()}
-            if build:
-                from guards.models import convert
+                files = {name: _file(making / name) for name in spec.pins()}
+                manifest = _Manifest(spec.name, spec.kind, spec.revision, 0, files, spec.source)
+                _write_manifest(making, manifest)
+        if build:
+            assert manifest is not None
+            self._build(spec, folder, manifest, progress)
 
-                convert.build(spec, making, progress)
-            built = {
-                name: _file(making / name)
-                for name in (*BUILT_FILES, INT8_FILE, "tokenizer.json")
-                if build and name not in fetched and (making / name).is_file()
-            }
-            version = _build_version() if build else 0
-            _write_manifest(
-                making, _Manifest(spec.name, spec.kind, spec.revision, version, fetched, spec.source, built)
-            )
+    def _build(self, spec: ModelSpec, folder: Path, manifest: _Manifest, progress: Progress) -> None:
+        from guards.models import convert
+
+        with self._making(folder) as making:
+            _copy(folder, making, manifest.files)
+            convert.build(spec, making, progress)
+            names = (*BUILT_FILES, INT8_FILE, "tokenizer.json")
+            built = {n: _file(making / n) for n in names if n not in manifest.files and (making / n).is_file()}
+            version = convert.BUILD_VERSION
+            _write_manifest(making, msgspec.structs.replace(manifest, graph_version=version, built=built))
 
     def _make_encoder(self, progress: Progress, precision: str | None = None) -> None:
         with self._making(self._folder) as making:

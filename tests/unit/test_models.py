@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from guards.errors import ModelMissingError
+from guards.errors import ConfigError, ModelMissingError
 from guards.models import ModelPullError, ModelState, ModelStore, default_root, minilm
 from guards.models import store as store_module
 from guards.models.encoder import OVERLAP_TOKENS, WINDOW_TOKENS, _starts
 from guards.models.entities import CHUNK_CHARS, OVERLAP_CHARS, _chunks
+from guards.models.precision import MIN_GAIN
 
 SENTENCE = "The river rises in the hills above Geneva and reaches the sea near Marseille. "
 
@@ -167,6 +168,46 @@ def test_windows_cover_every_token_and_overlap(length: int) -> None:
     covered = {position for start in starts for position in range(start, min(start + room, length))}
     assert covered == set(range(length))
     assert all(0 < b - a <= room - OVERLAP_TOKENS for a, b in itertools.pairwise(starts))
+
+
+@pytest.fixture(scope="module")
+def measured(store: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model root in which `models build` has measured the bundled encoder's precision."""
+    root = tmp_path_factory.mktemp("measured")
+    shutil.copytree(store.root / minilm.NAME, root / minilm.NAME, copy_function=os.symlink)
+    ModelStore(root).build()
+    return root
+
+
+def test_int8_is_another_version_of_the_same_encoder(store: ModelStore, measured: Path) -> None:
+    int8 = ModelStore(measured, encoder={"precision": "int8"}).encoder()
+    assert int8.version != store.encoder().version
+    texts = ["Hello", "The invoice is paid.", SENTENCE, SENTENCE * 10, "😀"]
+    rows = int8.encode(texts)
+    assert float(np.sum(rows * store.encoder().encode(texts), axis=1).min()) > 0.95
+    np.testing.assert_array_equal(rows, np.concatenate([int8.encode([text]) for text in texts]))
+
+
+def test_auto_runs_what_was_measured(measured: Path) -> None:
+    model = ModelStore(measured, encoder={"precision": "auto"}).verify()[0]
+    assert model.state is ModelState.READY
+    choice = model.choice
+    assert choice is not None
+    assert choice.machine.processor
+    assert choice.fp32_ms is not None
+    assert choice.int8_ms is not None
+    assert choice.int8_shift is not None
+    fast_and_near = choice.int8_ms * MIN_GAIN <= choice.fp32_ms and choice.int8_shift <= choice.int8_bound
+    assert choice.chosen == ("int8" if fast_and_near else "fp32")
+    assert choice.chosen in ModelStore(measured, encoder={"precision": "auto"}).encoder().version
+    assert "fp32" in ModelStore(measured).encoder().version  # asked of no one, int8 does not run
+
+
+def test_auto_without_a_measurement_names_the_command(copied: ModelStore) -> None:
+    with pytest.raises(ModelMissingError, match="tidegate models build"):
+        ModelStore(copied.root, encoder={"precision": "auto"}).encoder()
+    with pytest.raises(ConfigError, match=r"encoder\.presicion.*did you mean 'precision'"):
+        ModelStore(copied.root, encoder={"presicion": "auto"})
 
 
 # ---------------------------------------------------------------- the entity model

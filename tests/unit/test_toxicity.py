@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from pathlib import Path
 
 import pytest
 
@@ -82,10 +82,10 @@ def test_roles(guard: ToxicityGuard, role: str, stage: Stage, applies: bool) -> 
     assert guard.applies(Unit((Text(INSULT, role),), Exchange(), stage), NoOptions()) is applies
 
 
-def test_detoxify_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ModelMissingError, match=r"pip install 'tidegate\[standard\]'"):
-        build({"backend": "detoxify"}, ModelStore())
+@pytest.mark.parametrize("options", [{}, {"model": {"source": "detoxify:original"}}])
+def test_detoxify_never_falls_back(options: dict[str, object], tmp_path: Path) -> None:
+    with pytest.raises(ModelMissingError, match="tidegate models pull"):
+        build({"backend": "detoxify", **options}, ModelStore(tmp_path))
 
 
 def test_unknown_options_and_backends_are_refused() -> None:
