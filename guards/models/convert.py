@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from guards.errors import ConfigError, ModelBuildError, ModelMissingError
-from guards.models.precision import FP32_FILE, INT8_FILE, SAMPLES, Choice, choose, quantise
+from guards.models.precision import FP32_FILE, INT8_FILE, SAMPLES, Choice, choose
 from guards.models.sources import ModelSpec, Progress
 from guards.models.transformer import Description, Floats, Transformer, Window, activated, normalised
 
@@ -91,10 +91,7 @@ def build(spec: ModelSpec, folder: Path, progress: Progress) -> Choice:
         )
     shared = original.about.architecture in SHARED_WEIGHTS
     no_int8 = f"{original.about.architecture} shares its layers' weights: not quantised" if shared else ""
-    if not no_int8:
-        progress("quantise", 0.0)
-        quantise(folder / FP32_FILE, folder / INT8_FILE)
-    progress("time", 0.0)
+    progress("quantise", 0.0)
     return choose(
         folder,
         lambda file: _runner(folder, file, expected),

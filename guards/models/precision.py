@@ -28,6 +28,10 @@ CHOICE_FILE: Final = "precision.json"
 MIN_GAIN: Final = 1.05  # int8 must be this much faster: less is noise, and fp32 is the same on all processors
 ROUNDS: Final = 3  # passes over the samples, the two variants in turn; the fastest of each counts
 
+EVERYTHING: Final = ()
+LEVELS: Final[Sequence[Sequence[str]]] = (EVERYTHING, ("MatMul",))
+"""Operators to quantise: all that can be, and if that moves the output too far, those that lose the least."""
+
 Precision = Literal["fp32", "int8"]
 
 
@@ -70,6 +74,7 @@ class Choice(msgspec.Struct, frozen=True):
     int8_bound: float
     fp32_ms: float | None
     int8_ms: float | None
+    int8_operators: tuple[str, ...]  # that were quantised; empty: all that can be
     samples: int
     machine: Machine
     time: str
@@ -84,7 +89,7 @@ def read_choice(folder: Path) -> Choice | None:
         return None
 
 
-def quantise(source: Path, target: Path) -> None:
+def quantise(source: Path, target: Path, operators: Sequence[str] = EVERYTHING) -> None:
     """Write the int8 variant of a graph: weights per channel, activations as they come. Takes seconds to a minute.
 
     Without VNNI sums of full-range products overflow, so weights get seven bits there.
@@ -95,6 +100,7 @@ def quantise(source: Path, target: Path) -> None:
     quantize_dynamic(
         str(source),
         str(target),
+        op_types_to_quantize=list(operators) or None,
         per_channel=True,
         reduce_range=not Machine.here().vnni,
         weight_type=QuantType.QInt8,
@@ -114,21 +120,28 @@ def choose(
     int8_bound: float,
     no_int8: str = "",
 ) -> Choice:
-    """Time the variants in ``folder`` and write down the choice (`CHOICE_FILE`).
+    """Quantise the graph in ``folder``, time the two variants, and write down the choice (`CHOICE_FILE`).
 
     ``run(file)`` loads a variant and returns a function that runs all samples and says how far it is from the original.
-    ``no_int8``: why there is no int8 variant; then fp32 is taken.
+    ``no_int8``: why there is to be no int8 variant; then fp32 is taken.
     """
     fp32_s = int8_s = int8_shift = None
+    operators: Sequence[str] = EVERYTHING
     if no_int8:
         chosen: Precision = "fp32"
         reason = no_int8
     else:
-        fp32, int8 = run(FP32_FILE), run(INT8_FILE)
-        int8_shift = int8()  # the first pass warms up
+        for operators in LEVELS:
+            quantise(folder / FP32_FILE, folder / INT8_FILE, operators)
+            int8 = run(INT8_FILE)
+            int8_shift = int8()  # the first pass warms up
+            if int8_shift <= int8_bound:
+                break
+        fp32 = run(FP32_FILE)
         fp32()
         times = [(_seconds(fp32), _seconds(int8)) for _ in range(ROUNDS)]
         fp32_s, int8_s = min(a for a, _ in times), min(b for _, b in times)
+        assert int8_shift is not None
         chosen, reason = _verdict(fp32_s / int8_s, int8_shift, int8_bound)
     choice = Choice(
         chosen,
@@ -140,6 +153,7 @@ def choose(
         int8_bound,
         None if fp32_s is None else round(fp32_s / samples * 1000, 3),
         None if int8_s is None else round(int8_s / samples * 1000, 3),
+        tuple(operators),
         samples,
         Machine.here(),
         datetime.now(UTC).isoformat(timespec="seconds"),

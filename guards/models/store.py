@@ -24,7 +24,7 @@ import msgspec
 
 from guards.errors import ConfigError, ModelMissingError
 from guards.models import minilm
-from guards.models.precision import CHOICE_FILE, FP32_FILE, INT8_FILE, Choice, quantise, read_choice
+from guards.models.precision import CHOICE_FILE, FP32_FILE, INT8_FILE, Choice, read_choice
 from guards.models.sources import ModelPullError, ModelSpec, Progress, fetch, sha256_of, spec_of, specs_in
 from guards.policy import options_of
 
@@ -264,8 +264,6 @@ class ModelStore:
             minilm.check_graph(making)
             if (precision or self._precision) != "fp32":
                 progress("quantise", 0.0)
-                quantise(making / minilm.GRAPH_FILE, making / INT8_FILE)
-                progress("time", 0.0)
                 minilm.choose_precision(making, ENCODER_COSINE_BOUND)
             files = {name: _file(making / name) for name in (*minilm.SOURCE_FILES, *minilm.BUILT_FILES)}
             _write_manifest(making, _Manifest(minilm.NAME, "encoder", minilm.REVISION, minilm.GRAPH_VERSION, files))

@@ -246,16 +246,20 @@ def test_a_graph_that_is_not_the_model_is_refused_and_nothing_changes(
         weight.copy_(before)
 
     monkeypatch.setattr(convert, "_export", shaken)
-    with pytest.raises(
-        ModelBuildError, match=r"the fp32 graph is not the model: score differs by .* allowed is 0\.001"
-    ):
+    with pytest.raises(ModelBuildError, match=r"the fp32 graph is not the model: score differs by .* is 0\.001"):
         store.pull()
-    assert store.list()[-1].state is ModelState.MISSING
+    assert store.list()[-1].state is ModelState.UNBUILT
+    with pytest.raises(ModelMissingError, match="tidegate models build"):
+        made("toxicity", {"backend": "hf-classifier", **options}, store)
     monkeypatch.undo()
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    # What was fetched went with the failed build, and nothing is fetched silently.
-    with pytest.raises(ModelMissingError, match="tidegate models pull"):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # what was fetched is there still
+    store.build()
+    before = (store.list()[-1].path / "precision.json").read_bytes()
+    monkeypatch.setattr(convert, "_export", shaken)
+    with pytest.raises(ModelBuildError):
         store.build()
+    assert store.list()[-1].state is ModelState.READY
+    assert (store.list()[-1].path / "precision.json").read_bytes() == before
 
 
 def test_forcing_a_precision_that_was_not_built_is_refused(published: Published, bundled: Path) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from guards.errors import ConfigError, ModelMissingError
+from guards.errors import ConfigError, ModelBuildError, ModelMissingError
 from guards.guard import build
-from guards.models import ModelPullError, ModelSpec, ModelState, ModelStore
+from guards.models import ModelPullError, ModelSpec, ModelState, ModelStore, convert
 from guards.models.sources import DETOXIFY, spec_of, specs_in
 from streams.cli import app
 from tests.hub import Hub
@@ -221,3 +221,22 @@ def test_building_without_torch_keeps_what_was_fetched(profile: str, monkeypatch
     assert refused.exit_code == 2
     assert "pip install 'tidegate[standard]'" in refused.stderr
     assert json.loads(tidegate("models", "list", "--json", "--profile", profile).stdout)[-1]["state"] == "unbuilt"
+
+
+def test_a_build_that_is_not_the_model_ends_with_exit_code_1(profile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def differs(*_: object) -> None:
+        raise ModelBuildError("hf:acme/toxic: the fp32 graph is not the model")
+
+    monkeypatch.setattr(convert, "build", differs)
+    result = tidegate("models", "pull", "--trust-first-use", "--profile", profile)
+    assert result.exit_code == 1
+    assert "is not the model" in result.stderr
+    assert json.loads(tidegate("models", "list", "--json", "--profile", profile).stdout)[-1]["state"] == "unbuilt"
+
+
+def test_the_encoders_precision_can_come_from_the_environment(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEGATE_MODELS", str(root))
+    monkeypatch.setenv("TIDEGATE_ENCODER", '{"precision": "auto"}')
+    assert json.loads(tidegate("models", "list", "--json").stdout)[0]["state"] == "unbuilt"  # int8 is not there
+    monkeypatch.setenv("TIDEGATE_ENCODER", '{"precision": "fp32"}')
+    assert tidegate("models", "list").exit_code == 0
