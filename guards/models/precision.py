@@ -7,6 +7,7 @@ and the variant becomes part of the version of each guard that runs the model.
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -94,6 +95,15 @@ def quantise(source: Path, target: Path, operators: Sequence[str] = EVERYTHING) 
 
     Without VNNI sums of full-range products overflow, so weights get seven bits there.
     """
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # of a preparation that a fused graph does not need
+    try:
+        _quantise(source, target, operators)
+    finally:
+        logging.disable(before)
+
+
+def _quantise(source: Path, target: Path, operators: Sequence[str]) -> None:
     from onnx import TensorProto
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -147,7 +157,7 @@ def choose(
         chosen,
         reason,
         measure,
-        round(fp32_shift, 6),
+        round(abs(fp32_shift), 6),
         fp32_bound,
         None if int8_shift is None else round(int8_shift, 6),
         int8_bound,

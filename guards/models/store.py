@@ -207,7 +207,7 @@ class ModelStore:
         report = progress or _silent
         for model in self.list():
             if model.state is ModelState.MISSING:
-                raise ModelMissingError(f"the model {model.name} is missing in {self.root}: run `{PULL_COMMAND}`")
+                self._require(model)
         with self._exclusive():
             if self._encoder_spec is None:
                 self._make_encoder(report, precision="auto")
@@ -347,9 +347,16 @@ class ModelStore:
 
     def _require(self, model: Model) -> None:
         if model.state is ModelState.UNBUILT:
-            raise ModelMissingError(f"the model {model.name} is fetched but not built: run `{BUILD_COMMAND}`")
+            raise ModelMissingError(
+                f"the model {model.name} is fetched but not built: run `{BUILD_COMMAND}` (same profile)"
+            )
         if model.state is not ModelState.READY:
-            raise ModelMissingError(f"the model {model.name} is {model.state} in {self.root}: run `{PULL_COMMAND}`")
+            raise ModelMissingError(f"the model {model.name} is {model.state} in {self.root}: run `{self._command}`")
+
+    @property
+    def _command(self) -> str:
+        """What fetches: the embedded profile's models are fetched without naming it."""
+        return f"{PULL_COMMAND} --profile PROFILE" if self._specs else PULL_COMMAND
 
     def entities(self) -> EntityParser:
         """The named-entity model. The first call loads spaCy (one to two seconds).

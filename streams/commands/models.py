@@ -72,7 +72,9 @@ def pull(
     store = _store(profile)
     with _progress() as report:
         store.pull(report, trust_first_use=trust_first_use, build=build)
-    _show(store.list(), as_json, fetched_only=not build)
+    models = store.list()
+    _say_what_to_pin(models)
+    _show(models, as_json, fetched_only=not build)
 
 
 @app.command(epilog=examples("tidegate models build", "tidegate models build --profile standard --json"))
@@ -114,6 +116,22 @@ def _show(models: tuple[Model, ...], as_json: bool, *, fetched_only: bool = Fals
     missing = [model for model in models if model.state not in good]
     for model in missing:
         say(f"the model {model.name} is {model.state}: run `{_BUILD if model.state == 'unbuilt' else _PULL}`")
+    _say_where_measured(models)
+    raise typer.Exit(EXIT_NO if missing else EXIT_OK)
+
+
+def _say_where_measured(models: tuple[Model, ...]) -> None:
+    from guards.models.precision import Machine
+
+    for model in models:
+        if model.choice is not None and model.choice.machine.processor != Machine.here().processor:
+            say(
+                f"{model.name}: int8 was measured on another processor ({model.choice.machine.processor}); "
+                f"`{_BUILD}` measures on this one"
+            )
+
+
+def _say_what_to_pin(models: tuple[Model, ...]) -> None:
     for model in models:
         loose = [name for name in model.unpinned if name in model.files]
         if loose:
@@ -121,7 +139,6 @@ def _show(models: tuple[Model, ...], as_json: bool, *, fetched_only: bool = Fals
             say("  files:")
             for name in loose:
                 say(f"    {name}: {model.files[name]}{_hint(name, model.files[name])}")
-    raise typer.Exit(EXIT_NO if missing else EXIT_OK)
 
 
 def _runs(model: Model) -> str:

@@ -129,7 +129,7 @@ def detoxify(architecture: str, folder: Path, classes: list[str], outputs: int, 
 def sentence_encoder(folder: Path) -> Any:
     """A folder as sentence-transformers writes it: a BERT, mean pooling, normalised. Returns the model."""
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Normalize, Pooling, Transformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
     base = folder.with_name(folder.name + "-base")
     made = config("bert", base, 2)

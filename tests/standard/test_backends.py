@@ -262,6 +262,40 @@ def test_a_graph_that_is_not_the_model_is_refused_and_nothing_changes(
     assert (store.list()[-1].path / "precision.json").read_bytes() == before
 
 
+def test_a_damaged_graph_is_not_loaded_and_is_built_again(published: Published, bundled: Path) -> None:
+    options = {"backend": "hf-classifier", "model": published("damaged", "albert", ["A", "B"])}
+    store = ModelStore(bundled, guards={"toxicity": options})
+    store.pull()
+    graph = store.list()[-1].path / "model.onnx"
+    content = bytearray(graph.read_bytes())
+    content[len(content) // 2] ^= 1
+    graph.write_bytes(content)
+    assert store.list()[-1].state is ModelState.READY  # same size: only the hash tells
+    assert store.verify()[-1].state is ModelState.DAMAGED
+    with pytest.raises(ModelMissingError, match="damaged"):
+        made("toxicity", options, store)
+    store.pull()
+    assert ask(made("toxicity", options, store), "you are nice")
+
+
+def test_a_vocabulary_becomes_a_tokenizer(tmp_path: Path, bundled: Path) -> None:
+    checkpoints.classifier("bert", tmp_path, ["A", "B"])
+    numbers = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).get_vocab()
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.txt").write_text("\n".join(sorted(numbers, key=numbers.__getitem__)) + "\n")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "do_lower_case": true}')
+    files = dict.fromkeys(("config.json", "model.safetensors", "vocab.txt", "tokenizer_config.json"))
+    options = {"backend": "hf-classifier", "model": {"source": f"folder:{tmp_path}", "files": files}}
+    store = ModelStore(bundled, guards={"toxicity": options})
+    store.pull()
+    (hits,) = ask(made("toxicity", options, store), "You are nice!")
+    expected = torch.softmax(logits_of(store, options, "You are nice!"), 0).tolist()
+    assert not isinstance(hits, Failure)
+    assert [hit.score for hit in hits] == pytest.approx(expected, abs=6e-4)
+    ids = Tokenizer.from_file(str(store.list()[-1].path / "tokenizer.json")).encode("You are nice!").ids
+    assert ids == [numbers[token] for token in ("[CLS]", "you", "are", "nice", "!", "[SEP]")]
+
+
 def test_forcing_a_precision_that_was_not_built_is_refused(published: Published, bundled: Path) -> None:
     model = {**published("shared", "albert", ["A", "B"]), "precision": "int8"}
     store = ModelStore(bundled, guards={"toxicity": {"model": model}})
