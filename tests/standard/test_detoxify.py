@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -46,6 +48,7 @@ VARIANTS = {
     "unbiased-small": Variant("albert", UNBIASED, 16, UNBIASED),
 }
 FILES = ("config.json", "tokenizer.json")
+PUBLIC = dict(sources.DETOXIFY)  # other tests put addresses on this machine in its place
 
 
 class Loaded(NamedTuple):
@@ -98,6 +101,31 @@ def test_scores_are_the_models_own(loaded: Loaded) -> None:
         assert [hit.kind for hit in found] == loaded.variant.kinds
         assert [hit.score for hit in found] == pytest.approx(expected, abs=6e-4)
         assert all((part.start, part.end) == (0, len(text)) for hit in found for part in hit.ranges)
+
+
+def test_detoxifys_own_loader_says_the_same(loaded: Loaded, tmp_path: Path) -> None:
+    from detoxify.detoxify import get_model_and_tokenizer
+
+    shutil.copytree(loaded.folder, tmp_path / "base")
+    base = json.loads((tmp_path / "base" / "config.json").read_text())
+    base |= {"id2label": {str(n): str(n) for n in range(loaded.variant.outputs)}, "label2id": None}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(base))
+    content = torch.load(next(loaded.folder.glob("*.ckpt")), weights_only=True)
+    arguments = content["config"]["arch"]["args"] | {"model_type": str(tmp_path / "base")}
+    model, tokenizer = get_model_and_tokenizer(
+        **arguments, state_dict=content["state_dict"], huggingface_config_path=str(tmp_path / "base")
+    )
+    text = "you are a nice person."
+    with torch.no_grad():
+        scores = torch.sigmoid(model.eval()(**tokenizer(text, return_tensors="pt"))[0])[0]
+    (found,) = hits(loaded.guard, text)
+    assert [hit.score for hit in found] == pytest.approx(scores[: len(found)].tolist(), abs=6e-4)
+
+
+def test_the_addresses_are_detoxifys_own() -> None:
+    from detoxify.detoxify import MODEL_URLS
+
+    assert {name: release.checkpoint for name, release in PUBLIC.items()} == MODEL_URLS
 
 
 def test_the_end_of_a_long_text_counts(loaded: Loaded) -> None:
