@@ -62,7 +62,8 @@ class Model(msgspec.Struct, frozen=True):
     path: Path
     bytes: int
     state: ModelState
-    choice: Choice | None = None  # which variant runs and why, where there are two
+    runs: str = ""  # the variant that the profile asks for, `auto` resolved; empty where there is but one
+    choice: Choice | None = None  # what `models build` measured, and what `auto` therefore is
     files: dict[str, str] = {}  # fetched files and their SHA-256: what to pin
     unpinned: tuple[str, ...] = ()  # files that the profile does not pin
 
@@ -158,7 +159,7 @@ class ModelStore:
             state = _choice_state(folder, choice, hashes=hashes)
         size = sum(item.bytes for item in manifest.files.values()) if manifest else 0
         revision = manifest.revision if manifest else minilm.REVISION
-        return Model(minilm.NAME, "encoder", revision, folder, size, state, choice)
+        return Model(minilm.NAME, "encoder", revision, folder, size, state, _variant(self._precision, choice), choice)
 
     def _model(self, spec: ModelSpec, *, hashes: bool) -> Model:
         """A transformer's state: its fetched files against the profile's pins, its built files against its choice."""
@@ -172,7 +173,8 @@ class ModelStore:
             assert manifest is not None
             state = _built_state(folder, manifest, choice, hashes=hashes)
         unpinned = tuple(name for name, pin in pins.items() if pin is None)
-        return Model(spec.name, spec.kind, spec.revision, folder, size, state, choice, files, unpinned)
+        runs = _variant(spec.precision, choice)
+        return Model(spec.name, spec.kind, spec.revision, folder, size, state, runs, choice, files, unpinned)
 
     # ------------------------------------------------------------ fetching and building
 
@@ -313,11 +315,7 @@ class ModelStore:
         self._require(model)
         from guards.models.encoder import MiniLmEncoder
 
-        precision = self._precision
-        if precision == "auto":
-            assert model.choice is not None
-            precision = model.choice.chosen
-        return MiniLmEncoder(self._folder, minilm.GRAPH_FILE if precision == "fp32" else INT8_FILE)
+        return MiniLmEncoder(self._folder, minilm.GRAPH_FILE if model.runs == "fp32" else INT8_FILE)
 
     def classifier(self, spec: ModelSpec) -> Classifier:
         """A transformer that scores texts or pairs. The first call checks the files' hashes and loads (seconds).
@@ -339,8 +337,8 @@ class ModelStore:
         model = self._model(spec, hashes=True)
         self._require(model)
         assert model.choice is not None
-        precision = model.choice.chosen if spec.precision == "auto" else spec.precision
-        if precision not in ("fp32", "int8") or (precision == "int8" and INT8_FILE not in model.choice.sha256):
+        precision: Literal["fp32", "int8"] = "int8" if model.runs == "int8" else "fp32"
+        if precision == "int8" and INT8_FILE not in model.choice.sha256:
             raise ConfigError(f"{spec.source}: precision {precision}: there is no such variant ({model.choice.reason})")
         weights = hashlib.sha256("".join(sorted(model.files.values())).encode()).hexdigest()[:12]
         return Transformer(model.path, precision, spec.window_tokens), f"{spec.name}-{weights}-{precision}"
@@ -437,6 +435,12 @@ def _built_state(folder: Path, manifest: _Manifest, choice: Choice | None, *, ha
         return ModelState.UNBUILT
     intact = all(_same(folder / name, entry, hashes=hashes) for name, entry in manifest.built.items())
     return ModelState.READY if intact and choice is not None else ModelState.DAMAGED
+
+
+def _variant(precision: str, choice: Choice | None) -> str:
+    if precision != "auto":
+        return precision
+    return choice.chosen if choice is not None else ""
 
 
 def _choice_state(folder: Path, choice: Choice | None, *, hashes: bool) -> ModelState:

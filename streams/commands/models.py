@@ -143,11 +143,9 @@ def _say_what_to_pin(models: tuple[Model, ...]) -> None:
 
 def _runs(model: Model) -> str:
     choice = model.choice
-    if choice is None:
-        return ""
-    if choice.fp32_ms is None:
-        return choice.chosen
-    return f"{choice.chosen} ({choice.fp32_ms} / {choice.int8_ms} ms)"
+    if choice is None or choice.fp32_ms is None:
+        return model.runs
+    return f"{model.runs} (fp32 {choice.fp32_ms:.1f} ms, int8 {choice.int8_ms:.1f} ms)"
 
 
 def _hint(name: str, sha256: str) -> str:
@@ -166,7 +164,8 @@ def _plain(model: Model) -> dict[str, object]:
         "bytes": model.bytes,
         "state": str(model.state),
         "path": str(model.path),
-        "precision": model.choice,
+        "runs": model.runs,
+        "choice": model.choice,
         "files": model.files,
         "unpinned": model.unpinned,
     }
