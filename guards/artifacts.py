@@ -73,6 +73,10 @@ class Cache(Generic[V]):
             while len(self._data) > self._size:
                 self._data.popitem(last=False)
 
+    def clear(self) -> None:
+        with self._lock:
+            self._data.clear()
+
     def __len__(self) -> int:
         return len(self._data)
 
@@ -130,6 +134,11 @@ class Artifacts:
             raise RuntimeError("a guard needs entities, and this engine was made without an entity model")
         for text, entities in zip(texts, self._parser().parse(texts), strict=True):
             self._entities.put(text, entities)
+
+    def forget(self) -> None:
+        """Empty the caches."""
+        self._embeddings.clear()
+        self._entities.clear()
 
     def embedding(self, text: str) -> Vector:
         """The L2-normalised embedding of the text, shape (dim,)."""

@@ -113,6 +113,11 @@ class Engine:
             for name, change in override.guards.items():
                 options_of(self.guards[name].options_type, change.options or {}, f"overrides.{i}.guards.{name}.options")
 
+    def forget(self) -> None:
+        """Empty the caches: the next text is looked at as if it were new. For measuring."""
+        self._verdicts.clear()
+        self.artifacts.forget()
+
     def warm(self) -> None:
         """Run every guard once, so that the first real text is not slower than the hundredth."""
         from guards.types import Document, Message
