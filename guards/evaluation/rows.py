@@ -19,7 +19,7 @@ import gzip
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Protocol
+from typing import Annotated, Any, Final, Literal, Protocol, get_args
 
 import msgspec
 
@@ -307,6 +307,8 @@ def _row(value: Any, renamed: Mapping[str, str], group_fields: Sequence[str]) ->
     if not isinstance(value, dict):
         raise ValueError("expected an object")
     value = {renamed.get(key, key): item for key, item in value.items()}
+    if value.get("role") not in (None, *get_args(Role)):  # msgspec would tell the value
+        raise ValueError(f"role: expected {', '.join(get_args(Role))}")
     for form, (needed, kind) in _FORMS.items():
         if needed <= value.keys():
             # `group` is our own name; a file's field of that name is a group only if it was asked for.
