@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -32,12 +32,23 @@ from guards.evaluation.tables import (
     table_of,
 )
 from guards.guard import Guard
+from guards.types import Document, Exchange, Message
 from guards.words import content_stems, words
 
 __all__ = ["Figures", "LabelFigures", "Report", "Settings", "evaluate"]
 
 MAX_SWEEP = 100
 """Thresholds tried for a suggestion by character; each means to compare all places anew."""
+
+
+_WORDS: Final = "Please ask John Smith in Berlin for the invoice of 3 May. It is paid."
+_WARM: Final = Exchange(
+    messages=[Message("user", _WORDS)],
+    response=[Message("assistant", _WORDS)],
+    documents=[Document(_WORDS)],
+    reference=_WORDS,
+)
+"""Checked once and forgotten, so that the first row is not slower than the hundredth."""
 
 
 class LabelFigures(msgspec.Struct, frozen=True):
@@ -97,6 +108,7 @@ def evaluate(
     stage = settings.stage or ("request" if takes_requests else "response")
     if stage not in guard.stages:
         raise ConfigError(f"the guard {guard.name} cannot look at the stage {stage!r}")
+    run(guard, options, [_WARM], stage, artifacts)
     exchanges = [[row.exchanges(stage, settings.role) for row in file.rows] for file in files]
     total = sum(len(group) for groups in exchanges for group in groups)
     so_far = 0

@@ -98,6 +98,28 @@ def test_a_sample_is_the_same_for_a_seed_and_keeps_the_order(tmp_path: Path) -> 
     assert len(read(path, limit=1000).rows) == 100
 
 
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="the development data is not beside this checkout")
+@pytest.mark.parametrize(
+    ("path", "form", "rows"),
+    [
+        ("toxicity/mhc_dutch.jsonl", "text", 3765),
+        ("injection/multilingual_attacks.json", "text", 72),
+        ("pii/meddocan_es_dev.jsonl", "spans", 250),
+        ("groundedness/halueval_qa.jsonl", "answer", 1000),
+        ("relevance/xquad_de.jsonl", "ranking", 1159),
+    ],
+)
+def test_public_files_are_read(path: str, form: str, rows: int) -> None:
+    file = read(DATA / path)
+    assert (file.form, file.total) == (form, rows)
+    if form == "ranking":
+        assert all(pool.right for row in file.rows for pool in row.pools.values())
+        assert all(list(row.pools) == ["paragraph", "article"] and len(row.pairs) == 2 for row in file.rows)
+
+
 # ---------------------------------------------------------------- bad rows
 
 

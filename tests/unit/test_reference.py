@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import builtins
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from guards.artifacts import Artifacts
+from guards.engine import Engine
 from guards.errors import ModelMissingError, PolicyError
 from guards.evaluation import text_metrics
 from guards.guard import Needs
 from guards.models import ModelStore
+from guards.policy import Policy
 from guards.reference import MAX_CHARS, Options, ReferenceGuard, build
 from guards.text import texts_of
-from guards.types import Exchange, Failure, FailureCode, Function, Hit, Message, ToolCall, Unit
+from guards.types import Action, Exchange, Failure, FailureCode, Function, Hit, Message, ToolCall, Unit
 
 REFERENCE = "The museum opens at nine and closes at five."
 LOGPROBS = {"content": [{"token": "a", "logprob": math.log(0.5)}, {"token": "b", "logprob": math.log(0.125)}]}
@@ -103,6 +107,20 @@ def test_what_is_needed_is_all_that_is_read(guard: ReferenceGuard) -> None:
     sealed._embeddings = artifacts._embeddings
     (result,) = guard.check([checked], Options(), sealed)
     assert all(isinstance(hit, Hit) for hit in result)
+
+
+def test_the_policy_in_the_documentation_decides_by_it(guard: ReferenceGuard) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "evaluation.md").read_text("utf-8")
+    (example,) = re.findall(r"```yaml\n(.+?)```", page, flags=re.DOTALL)
+    engine = Engine(Policy.parse(f"name: docs\n{example}"), guards={"reference": guard})
+    engine.artifacts = Artifacts(Encoder, None)
+    near, far, nothing = (
+        engine.check(checked.exchange, "response")
+        for checked in (unit(REFERENCE), unit("Bananas.", logprobs=LOGPROBS), unit("Bananas.", ""))
+    )
+    assert (near.decision, near.coverage.scanned) == (Action.ALLOW, ("reference",))
+    assert {reason.rule for reason in far.reasons} == {"far-from-the-reference", "unsure"}
+    assert nothing.coverage.skipped == ("reference",)
 
 
 def test_options(tmp_path: Any) -> None:
