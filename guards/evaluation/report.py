@@ -16,7 +16,7 @@ import numpy as np
 from guards.artifacts import Artifacts
 from guards.errors import ConfigError
 from guards.evaluation.ranking import Ranks
-from guards.evaluation.rows import LabelledFile, RankingRow
+from guards.evaluation.rows import LabelledFile, RankingRow, SpanRow
 from guards.evaluation.runs import Run, run
 from guards.evaluation.scores import Rates, Suggestion, Wanted, rates_of, rounded, suggest
 from guards.evaluation.spans import Labelled, Place, char_counts, matches
@@ -32,6 +32,7 @@ from guards.evaluation.tables import (
     table_of,
 )
 from guards.guard import Guard
+from guards.strict import nearest
 from guards.types import Document, Exchange, Message
 from guards.words import content_stems, words
 
@@ -66,13 +67,15 @@ class Report(Figures, frozen=True, kw_only=True):
 
     ``n`` includes the ``failures``. ``skipped``: rows in which the guard had nothing to look at: they score 0.
     ``intervals``: 95 %, nested as the figures are. ``ranking``: pool → scorer (the guard, word overlap, cosine) →
-    ranks; the headline figures are the guard's in the first pool.
+    ranks; the headline figures are the guard's in the first pool. ``kinds``: those asked for; ``kinds_found``: of all
+    findings, whatever their score.
     """
 
     guard: str
     version: str
     threshold: float
     kinds: tuple[str, ...]
+    kinds_found: tuple[str, ...]
     failures: int
     failures_by_code: Mapping[str, int]
     skipped: int
@@ -106,6 +109,7 @@ def evaluate(
         raise ConfigError(f"the files hold rows of different forms ({', '.join(sorted(forms))}): judge them one by one")
     takes_requests = "request" in guard.stages and forms <= {"text", "spans"}
     stage = settings.stage or ("request" if takes_requests else "response")
+    _require_labels(files, settings.labels)
     if stage not in guard.stages:
         raise ConfigError(f"the guard {guard.name} cannot look at the stage {stage!r}")
     run(guard, options, [_WARM], stage, artifacts)
@@ -142,6 +146,13 @@ def evaluate(
     return msgspec.structs.replace(_report(guard, everything, files[0].form, settings, artifacts), files=reports)
 
 
+def _require_labels(files: Sequence[LabelledFile], labels: frozenset[str]) -> None:
+    """A label that no place has is a slip of the pen: its recall would be nothing at all."""
+    known = {span.label for file in files for row in file.rows if isinstance(row, SpanRow) for span in row.spans}
+    for label in sorted(labels - known):
+        raise ConfigError(f"no place has the label {label!r}{nearest(label, known)}")
+
+
 class _Part(msgspec.Struct, frozen=True):
     judged: list[Judged]
     run: Run
@@ -174,6 +185,7 @@ def _report(guard: Guard, part: _Part, form: str, settings: Settings, artifacts:
         version=guard.version,
         threshold=settings.threshold,
         kinds=tuple(sorted(settings.kinds)),
+        kinds_found=_kinds(judged),
         failures=len(failed),
         failures_by_code=dict(codes),
         skipped=sum(not all(outcome.looked for outcome in item.outcomes) for item in judged),
@@ -199,10 +211,13 @@ def _by(judged: Sequence[Judged], key: Callable[[Any], str], form: str, settings
     return {name: table_of(groups[name], form, settings).summary() for name in sorted(groups)}
 
 
+def _kinds(judged: Sequence[Judged]) -> tuple[str, ...]:
+    return tuple(sorted({hit.kind for item in judged for outcome in item.outcomes for hit in outcome.hits}))
+
+
 def _by_kind(judged: Sequence[Judged], form: str, settings: Settings) -> dict[str, Figures]:
     """Each kind of finding as if it were the guard's only one."""
-    kinds = sorted({hit.kind for item in judged for outcome in item.outcomes for hit in outcome.hits})
-    chosen = [kind for kind in kinds if not settings.kinds or kind in settings.kinds]
+    chosen = [kind for kind in _kinds(judged) if not settings.kinds or kind in settings.kinds]
     if len(chosen) < 2:
         return {}  # it would repeat the figures of the guard
     return {kind: table_of(judged, form, settings, frozenset({kind})).summary() for kind in chosen}

@@ -12,7 +12,7 @@ from guards.evaluation.ranking import Ranks, ranks_of
 from guards.evaluation.rows import Pool, Role
 from guards.evaluation.runs import Outcome
 from guards.evaluation.scores import Array, Rates, Wanted, average_precision, intervals_of, rates_of, roc_auc, rounded
-from guards.evaluation.spans import Place, char_counts, span_counts
+from guards.evaluation.spans import Labelled, Place, char_counts, span_counts
 from guards.types import Stage
 
 __all__ = ["Figures", "Judged", "Settings", "Table", "counts_of", "places_of", "ranks_in", "risks_of", "table_of"]
@@ -144,10 +144,11 @@ def table_of(judged: Sequence[Judged], form: str, settings: Settings, kinds: fro
     kinds = settings.kinds if kinds is None else kinds
     if form == "ranking":
         return _ranking_table(judged, settings, kinds)
-    labels, places = [], {}
+    places = {}
     if form == "spans":
         labelled = [item.row.labelled(settings.labels) for item in judged]
         labels = [bool(item.wanted) for item in labelled]
+        scores = [_judged_score(*pair, kinds) for pair in zip(labelled, judged, strict=True)]
         found = [places_of(item, kinds, settings.threshold) for item in judged]
         pairs = list(zip(labelled, found, strict=True))
         places = {
@@ -157,7 +158,7 @@ def table_of(judged: Sequence[Judged], form: str, settings: Settings, kinds: fro
         }
     else:
         labels = [bool(item.row.label) for item in judged]
-    scores = [item.outcomes[0].score(kinds) for item in judged]
+        scores = [item.outcomes[0].score(kinds) for item in judged]
     return Table(
         rows=len(judged),
         labels=np.array(labels, dtype=np.float64),
@@ -166,6 +167,13 @@ def table_of(judged: Sequence[Judged], form: str, settings: Settings, kinds: fro
         threshold=settings.threshold,
         places=places,
     )
+
+
+def _judged_score(labelled: Labelled, item: Judged, kinds: frozenset[str]) -> float:
+    """The highest finding that does not lie in an ignored place."""
+    if not labelled.ignored:
+        return item.outcomes[0].score(kinds)
+    return max((place.score for place in labelled.judged(places_of(item, kinds, 0.0))), default=0.0)
 
 
 def counts_of(counts: Iterable[tuple[int, int, int]]) -> Array:

@@ -130,6 +130,8 @@ def evaluate(
         print_json(report)
     else:
         _show(report)
+    for absent in sorted({*report.kinds} - {*report.kinds_found}):
+        say(f"no finding was of the kind {absent!r}; there were {', '.join(report.kinds_found) or 'none'}")
     if report.failures:
         codes = ", ".join(f"{code} {count:,}" for code, count in report.failures_by_code.items())
         raised = f"; it raised {', '.join(sorted(errors))}" if errors else ""

@@ -64,6 +64,12 @@ def test_a_table_for_people_and_several_files(tmp_path: Path) -> None:
     assert all(word in result.stdout for word in ("95 % interval", "a.jsonl", "b.jsonl", "specificity", "texts/s"))
 
 
+def test_a_kind_that_was_never_found_is_told(tmp_path: Path) -> None:
+    result = evaluate("secrets", write(tmp_path, ROWS), "--kind", "none_such")
+    assert result.exit_code == 0
+    assert "no finding was of the kind 'none_such'; there were " in result.stderr
+
+
 def test_failures_are_told_and_end_with_1_when_nothing_could_be_seen(tmp_path: Path, model_store: ModelStore) -> None:
     result = evaluate("relevance", write(tmp_path, [ROWS[1]]), "--json")
     assert result.exit_code == 1

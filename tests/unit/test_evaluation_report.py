@@ -178,6 +178,7 @@ def test_several_files_are_told_one_by_one_and_together(tmp_path: Path) -> None:
     report = judge(tmp_path, number, texts(("0.9", 1), ("0.8", 0)), texts(("0.1", 1), ("0.1", 0), ("0.2", 0)))
     assert [(item.n, item.recall) for item in report.files.values()] == [(2, 1.0), (3, 0.0)]
     assert (report.n, report.recall, report.specificity) == (5, 0.5, 0.6667)
+    assert report.kinds_found == ("a",)
     with pytest.raises(ConfigError, match="rows of different forms"):
         judge(tmp_path, number, texts(("0.9", 1)), [{"response": "0.9", "label": 1}])
 
@@ -284,6 +285,22 @@ def test_the_figures_of_places(tmp_path: Path) -> None:
     assert report.intervals["char"]["precision"][1] <= 1
     one = judge(tmp_path, say, rows, labels=frozenset({"PERSON"}))
     assert one.char == Rates(0.8, 0.5, 0.6154, 0.5405)  # of the city's characters only the dot after it counts
+
+
+def test_a_label_that_no_place_has_is_refused(tmp_path: Path) -> None:
+    rows = [{"text": "Anna", "spans": [{"start": 0, "end": 4, "label": "PERSON"}]}]
+    with pytest.raises(ConfigError, match="no place has the label 'PERSN'; did you mean 'PERSON'"):
+        judge(tmp_path, number, rows, labels=frozenset({"PERSN"}))
+
+
+def test_what_lies_in_a_place_that_was_not_asked_for_is_no_false_alarm(tmp_path: Path) -> None:
+    def say(text: str) -> Result:
+        return [Hit("CITY", 0.9, (Range(0, 4),))]
+
+    city = {"text": "Bonn", "spans": [{"start": 0, "end": 4, "label": "CITY"}]}
+    person = {"text": "Anna", "spans": [{"start": 0, "end": 4, "label": "PERSON"}]}
+    report = judge(tmp_path, say, [city, person], labels=frozenset({"PERSON"}))
+    assert (report.positives, report.recall, report.specificity) == (1, 1.0, 1.0)
 
 
 def test_texts_that_all_hold_places_give_the_recall_of_texts(tmp_path: Path) -> None:
