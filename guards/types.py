@@ -109,7 +109,8 @@ class Exchange(msgspec.Struct, frozen=True, omit_defaults=True):
     """One LLM request and, once it is there, its response.
 
     ``messages`` is ``None`` where the request is not known (a response whose request never came): guards that need
-    it then fail with `FailureCode.REQUEST_MISSING`. ``response`` is ``None`` at the request stage.
+    it then fail with `FailureCode.REQUEST_MISSING`. ``response`` is ``None`` at the request stage. ``reference``: an
+    answer known to be good, where there is one. ``logprobs``: of the response's tokens, as the provider wrote them.
     """
 
     messages: Sequence[Message] | None = None
@@ -118,6 +119,8 @@ class Exchange(msgspec.Struct, frozen=True, omit_defaults=True):
     tenant: str = "default"
     route: str = ""
     exchange_id: str = ""
+    reference: str = ""
+    logprobs: Any = None
 
 
 class Location(msgspec.Struct, frozen=True, omit_defaults=True):

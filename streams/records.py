@@ -64,6 +64,8 @@ class Hasher:
         parts: list[Any] = [event.messages]
         if isinstance(event, RequestEvent):
             parts.append(event.documents)
+        elif event.reference is not None or event.logprobs is not None:
+            parts += [event.reference, event.logprobs]
         return self.hash(event.tenant, _encoder.encode(parts))
 
 

@@ -43,6 +43,8 @@ def exchange(text: str, stage: Stage) -> Exchange:
         messages=[Message("user", question)],
         response=[Message("assistant", text)] if stage == "response" else None,
         documents=[Document("The invoice of 3 May was paid. It came to John Smith in Berlin.")],
+        reference="The invoice of 3 May was paid.",
+        logprobs={"content": [{"token": "Yes", "logprob": -0.1}]},
     )
 
 
