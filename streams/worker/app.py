@@ -11,7 +11,6 @@ import mode.loop
 mode.loop.use("uvloop")  # before Faust is imported
 
 import asyncio  # noqa: E402
-import contextlib  # noqa: E402
 import signal  # noqa: E402
 import ssl  # noqa: E402
 from collections import deque  # noqa: E402
@@ -31,7 +30,7 @@ __all__ = ["Entry", "Lifecycle", "OrderedAcks", "guarded", "make_app", "run_work
 COMMIT_INTERVAL_S = 1.0
 """Offsets are committed this often: a crash replays what was acknowledged since, and effects are idempotent."""
 
-STOP_TIMEOUT_S = 4.0
+STOP_TIMEOUT_S = 3.0
 """A graceful stop waits this long (`tidegate up` gives it 4.5 s); what is not acknowledged by then is redelivered to
 the next owner."""
 
@@ -198,6 +197,10 @@ class Lifecycle:
             self._log.error("giving up", why=why)
         self._event.set()
 
+    def ended(self, *, cleanly: bool) -> None:
+        """Said once at the end: whether all that was in flight could be finished and handed over in time."""
+        self._log.info("stopped", cleanly=cleanly)
+
     @property
     def stopping(self) -> bool:
         return self._event.is_set()
@@ -229,11 +232,17 @@ async def run_worker(app: faust.App, lifecycle: Lifecycle, *, stop: Callable[[],
         await lifecycle.wait()
     finally:
         watch.cancel()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(STOP_TIMEOUT_S):
-                await stop()
-                await app.stop()
+        ending = asyncio.create_task(_end(app, stop))
+        # Not `asyncio.timeout`: Faust may swallow the cancellation and go on.
+        _, late = await asyncio.wait({ending}, timeout=STOP_TIMEOUT_S)
+        ending.cancel()
+        lifecycle.ended(cleanly=not late)
     return lifecycle.exit_code
+
+
+async def _end(app: faust.App, stop: Callable[[], Awaitable[None]]) -> None:
+    await stop()
+    await app.stop()
 
 
 async def _watch(app: faust.App, lifecycle: Lifecycle) -> None:
