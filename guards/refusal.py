@@ -33,6 +33,7 @@ FULL: Final = 0.95  # the answer declines and that is all
 AND_MORE: Final = 0.7  # it declines, then goes on for more than MORE_CHARS: an offer, an explanation, half an answer
 LATE: Final = 0.5  # it answers something and declines a part
 DRAFTED: Final = 0.3  # after "Here is a letter:" the words are probably the letter's
+PROBABLE: Final = 0.6  # a short answer that has the shape of a refusal: "I cannot …", whatever the verb
 HINTED: Final = 0.2  # it opens as a refusal does, without a sentence that declines
 MORE_CHARS: Final = 250  # of other sentences; a full refusal may say where to find help
 
@@ -49,13 +50,15 @@ class _Signs(NamedTuple):
 
     will_not: Any
     not_found: Any
+    probably_will_not: Any
+    idioms: Any
 
 
 class RefusalGuard:
     """Kinds `refusal` (will not or may not) and `no_answer` (does not know), a hit of each for every answer.
 
-    0.95: the answer declines; 0.7: and goes on at length; 0.5: it declines a part after answering another; 0.3: the
-    words stand in a draft; 0.2: it only opens as refusals do; 0.0.
+    0.95: the answer declines; 0.7: and goes on at length; 0.6: it is short and has the shape of a refusal; 0.5: it
+    declines a part after answering another; 0.3: the words stand in a draft; 0.2: it only opens as refusals do; 0.0.
     """
 
     name = "refusal"
@@ -94,8 +97,14 @@ def _check(text: str, signs: _Signs) -> Result:
         elif signs.not_found.search(plain):
             not_found.append(sentence)
     hits = [_hit("refusal", will_not, said), _hit("no_answer", not_found, said)]
-    if not will_not and not not_found and said and is_refusal(said[0].text):
-        hits[0] = Hit("refusal", HINTED, (Range(said[0].start, said[0].end),))
+    if said and not will_not and not not_found:
+        opening = next((sentence for sentence in said if not is_pleasantry(sentence.text)), said[0])
+        place = (Range(opening.start, opening.end),)
+        short = sum(len(sentence.text) for sentence in said) <= MORE_CHARS
+        if short and signs.probably_will_not.search(signs.idioms.sub("", _plain(opening.text))):
+            hits[0] = Hit("refusal", PROBABLE, place)
+        elif is_refusal(opening.text):
+            hits[0] = Hit("refusal", HINTED, place)
     return hits
 
 
@@ -106,9 +115,9 @@ def _plain(sentence: str) -> str:
 def _hit(kind: str, found: Sequence[Sentence], said: Sequence[Sentence]) -> Hit:
     if not found:
         return Hit(kind, 0.0)
-    first = found[0]
+    first, declining = found[0], set(found)
     before = [sentence.text for sentence in said if sentence.end <= first.start]
-    after = sum(len(sentence.text) for sentence in said if sentence.start >= first.end and sentence not in found)
+    after = sum(len(sentence.text) for sentence in said if sentence.start >= first.end and sentence not in declining)
     if any(sentence.endswith((":", "：")) for sentence in before):
         score = DRAFTED
     elif not all(is_pleasantry(sentence) or is_refusal(sentence) for sentence in before):
@@ -120,7 +129,7 @@ def _hit(kind: str, found: Sequence[Sentence], said: Sequence[Sentence]) -> Hit:
 
 def _signs() -> _Signs:
     languages: Any = yaml.safe_load(files("guards").joinpath("refusal.yaml").read_text(encoding="utf-8"))
-    patterns: dict[str, list[str]] = {"will_not": [], "not_found": []}
+    patterns: dict[str, list[str]] = {kind: [] for kind in _Signs._fields}
     for language in languages.values():
         for kind, found in patterns.items():
             found.extend(re.sub(r"<(\w+)>", lambda name: language["words"][name[1]], text) for text in language[kind])  # noqa: B023
