@@ -10,16 +10,16 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
 
-from guards.answers import answer_texts, is_pleasantry, is_refusal, turns
+from guards.answers import answer_texts, turns
 from guards.artifacts import Artifacts
 from guards.folding import fold
 from guards.guard import Needs, NoOptions, Result
 from guards.models import ModelStore
 from guards.policy import options_of
-from guards.sentences import Sentence, passages, sentences
+from guards.sentences import Sentence, sentences
+from guards.support import closest, is_claim, is_undecided, lexical_support, number, source, with_likeness
 from guards.text import texts_of
 from guards.types import Failure, FailureCode, Hit, Range, Stage, Unit
 from guards.words import content_stems, names, numbers, stem, words
@@ -27,26 +27,10 @@ from guards.words import content_stems, names, numbers, stem, words
 __all__ = ["MAX_CHARS", "GroundingGuard", "build"]
 
 MAX_CHARS: Final = 131_072
-PASSAGE_CHARS: Final = 400  # two or three sentences of a document
-PAIR_WEIGHT: Final = 0.2  # of word pairs in the support; the rest is single words
-DECIDED_BELOW: Final = 0.15  # hardly a word in common: no likeness mends that
-DECIDED_ABOVE: Final = 0.85
-LIKENESS_WEIGHT: Final = 0.2  # of the embeddings where words do not decide
 MAX_COMPARED: Final = 16  # undecided sentences that are embedded (0.3 s at most); those after it go by words alone
 RANGE_FROM: Final = 0.5  # a sentence at this risk or more is marked
-REFUSAL_WORDS: Final = 10  # "I don't know, but it was built in 1889 by …" claims something
 NUMBER_RISK: Final = 0.9  # a number that neither documents nor conversation have
 NAME_RISK: Final = 0.7  # names are told by their capital letters alone, which nouns have too in German
-
-
-class _Source(NamedTuple):
-    """A document in words, made once per text."""
-
-    stems: frozenset[str]
-    pairs: frozenset[tuple[str, str]]
-    all_stems: frozenset[str]  # function words too: for names
-    numbers: frozenset[str]
-    passages: tuple[tuple[str, frozenset[str]], ...]
 
 
 class _Claim(NamedTuple):
@@ -105,8 +89,7 @@ class GroundingGuard:
 def _support(claim: _Claim, artifacts: Artifacts) -> float:
     if not claim.compare:
         return claim.support
-    cosine = float(artifacts.embedding(claim.sentence.text) @ artifacts.embedding(claim.compare))
-    return (1 - LIKENESS_WEIGHT) * claim.support + LIKENESS_WEIGHT * min(max(cosine, 0.0), 1.0)
+    return with_likeness(claim.support, artifacts.embedding(claim.sentence.text), artifacts.embedding(claim.compare))
 
 
 def _too_large(unit: Unit) -> bool:
@@ -116,53 +99,30 @@ def _too_large(unit: Unit) -> bool:
 
 
 def _claims(unit: Unit) -> list[_Claim]:
-    sources = [_source(document.text) for document in unit.exchange.documents if document.text.strip()]
+    sources = [source(document.text) for document in unit.exchange.documents if document.text.strip()]
     known = frozenset(itertools.chain.from_iterable(source.stems for source in sources))
     claims: list[_Claim] = []
     compared = 0
     for index, text in answer_texts(unit):
         found = sentences(text.text)
         for sentence in found:
-            if not _is_claim(sentence.text, alone=len(found) == 1):
+            if not is_claim(sentence.text, alone=len(found) == 1):
                 continue
             stems = content_stems(words(sentence.text))
             if not stems:
                 continue
-            support = _lexical_support(stems, known, sources)
-            undecided = DECIDED_BELOW < support < DECIDED_ABOVE and compared < MAX_COMPARED
+            support = lexical_support(stems, known, sources)
+            undecided = is_undecided(support) and compared < MAX_COMPARED
             compared += undecided
-            claims.append(_Claim(sentence, index, support, _closest(stems, sources) if undecided else ""))
+            claims.append(_Claim(sentence, index, support, closest(stems, sources) if undecided else ""))
     return claims
-
-
-def _is_claim(sentence: str, *, alone: bool) -> bool:
-    """Questions, short refusals and pleasantries claim nothing; a single word does only if it is the whole answer."""
-    count = len(words(sentence))
-    if sentence.endswith(("?", "？")) or is_pleasantry(sentence) or (count <= REFUSAL_WORDS and is_refusal(sentence)):
-        return False
-    return alone or count > 1
-
-
-def _lexical_support(stems: Sequence[str], known: frozenset[str], sources: Sequence[_Source]) -> float:
-    single = sum(stem in known for stem in stems) / len(stems)
-    pairs = list(itertools.pairwise(stems))
-    if not pairs:
-        return single
-    double = sum(any(pair in source.pairs for source in sources) for pair in pairs) / len(pairs)
-    return (1 - PAIR_WEIGHT) * single + PAIR_WEIGHT * double
-
-
-def _closest(stems: Sequence[str], sources: Sequence[_Source]) -> str:
-    wanted = frozenset(stems)
-    candidates = itertools.chain.from_iterable(source.passages for source in sources)
-    return max(candidates, key=lambda passage: len(wanted & passage[1]), default=("", frozenset()))[0]
 
 
 def _details(unit: Unit, claims: Sequence[_Claim]) -> list[Hit]:
     """Numbers and names in the claims that neither the documents nor the conversation have."""
     texts = [document.text for document in unit.exchange.documents] + [text for _, text in turns(unit.exchange)]
     texts += [text.text for text in texts_of(unit.exchange, "request") if text.role in ("system", "tool")]
-    sources = [_source(text) for text in texts if text.strip() and len(text) <= MAX_CHARS]
+    sources = [source(text) for text in texts if text.strip() and len(text) <= MAX_CHARS]
     known_numbers = frozenset(itertools.chain.from_iterable(source.numbers for source in sources))
     known_stems = frozenset(itertools.chain.from_iterable(source.all_stems for source in sources))
     new_numbers: list[Range] = []
@@ -170,7 +130,7 @@ def _details(unit: Unit, claims: Sequence[_Claim]) -> list[Hit]:
     for claim in claims:
         text = claim.sentence.text
         # Numbers of one digit are often the writer's own count: "the 3 of them".
-        unseen = (m for m in numbers(text) if len(m.group()) > 1 and _number(m.group()) not in known_numbers)
+        unseen = (m for m in numbers(text) if len(m.group()) > 1 and number(m.group()) not in known_numbers)
         new_numbers.extend(_range(claim, match) for match in unseen)
         new_names.extend(_range(claim, m) for m in names(text) if stem(fold(m.group()).text) not in known_stems)
     return [
@@ -182,26 +142,6 @@ def _details(unit: Unit, claims: Sequence[_Claim]) -> list[Hit]:
 def _range(claim: _Claim, match: re.Match[str]) -> Range:
     start = claim.sentence.start
     return Range(start + match.start(), start + match.end(), claim.text_index)
-
-
-def _number(text: str) -> str:
-    """1,000.50 and 1.000,50 alike: the digits alone."""
-    return text.replace(",", "").replace(".", "")
-
-
-@lru_cache(maxsize=512)  # documents come again and again; 512 of 2,000 characters hold about 50 MB
-def _source(text: str) -> _Source:
-    found = words(text)
-    stems = content_stems(found)
-    return _Source(
-        stems=frozenset(stems),
-        pairs=frozenset(itertools.pairwise(stems)),
-        all_stems=frozenset(stem(word.text) for word in found),
-        numbers=frozenset(_number(match.group()) for match in numbers(text)),
-        passages=tuple(
-            (passage.text, frozenset(content_stems(words(passage.text)))) for passage in passages(text, PASSAGE_CHARS)
-        ),
-    )
 
 
 def build(options: Mapping[str, Any], models: ModelStore) -> GroundingGuard:
