@@ -45,7 +45,9 @@ def guard(request: pytest.FixtureRequest, guard_named: Callable[[str], Guard]) -
 
 
 # Options for guards that look for nothing until a policy says what for.
-OPTIONS: Mapping[str, Mapping[str, Any]] = {}
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "terms": {"lists": [{"name": "words", "terms": ["invoice", "Köln", "idiot"]}]},
+}
 
 
 @pytest.fixture
