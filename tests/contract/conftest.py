@@ -46,6 +46,7 @@ def guard(request: pytest.FixtureRequest, guard_named: Callable[[str], Guard]) -
 
 # Options for guards that look for nothing until a policy says what for.
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "regex": {"patterns": [{"name": "word", "pattern": r"\w+"}, {"name": "no_end", "pattern": "$x", "required": True}]},
     "terms": {"lists": [{"name": "words", "terms": ["invoice", "Köln", "idiot"]}]},
 }
 
