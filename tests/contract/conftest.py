@@ -46,6 +46,7 @@ def guard(request: pytest.FixtureRequest, guard_named: Callable[[str], Guard]) -
 
 # Options for guards that look for nothing until a policy says what for.
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "code": {"require": True},
     "limits": {"request": {"max_chars": 40}, "response": {"min_chars": 5, "max_tokens": 20}},
     "json_schema": {"schema": {"required": ["to"]}},
     "tool_calls": {"allowed": ["look*"], "argument_schemas": {"lookup": {"required": ["to"]}}},
