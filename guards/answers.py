@@ -10,7 +10,7 @@ from guards.folding import without_surrogates
 from guards.text import texts_of
 from guards.types import Exchange, Text, Unit
 
-__all__ = ["answer_texts", "is_pleasantry", "is_refusal", "question", "turns"]
+__all__ = ["answer_texts", "final_answers", "is_pleasantry", "is_refusal", "question", "turns"]
 
 _OPTIONS: Final = re2.Options()
 _OPTIONS.case_sensitive = False
@@ -48,6 +48,19 @@ def answer_texts(unit: Unit) -> list[tuple[int, Text]]:
         for index, text in enumerate(unit.texts)
         if text.role == "assistant" and text.location.tool_call is None
     ]
+
+
+def final_answers(unit: Unit) -> list[tuple[tuple[int, Text], ...]]:
+    """For every assistant message of the response that calls no tool: (index in ``unit.texts``, text) of its parts.
+
+    A message without a word is an empty tuple: an answer all the same. Several are alternatives, or steps of an agent.
+    """
+    answers: list[tuple[tuple[int, Text], ...]] = []
+    for number, message in enumerate(unit.exchange.response or ()):
+        if message.role == "assistant" and not message.tool_calls:
+            parts = ((index, text) for index, text in enumerate(unit.texts) if text.location.message == number)
+            answers.append(tuple(parts))
+    return answers
 
 
 def turns(exchange: Exchange) -> list[tuple[str, str]]:

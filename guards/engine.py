@@ -155,15 +155,18 @@ class Engine:
         return Scan(self, items, policy or self._policy, inline_only=inline_only, deadline=deadline)
 
     def options(self, guard: Guard, policy: Policy) -> Any:
+        """The guard's typed options under a policy. Equal options are one object, whatever policy they come from, so
+        that looking them up in a cache compares no thousand terms."""
         raw = policy.guards[guard.name].options
-        if not raw:
-            key: object = guard.name
-        else:
-            key = (guard.name, msgspec.json.encode(raw, order="sorted"))
+        known: tuple[Any, Any] | None = self._options.get((guard.name, id(raw)))
+        if known is not None and known[0] is raw:
+            return known[1]
+        key = (guard.name, msgspec.json.encode(raw, order="sorted"))
         options = self._options.get(key)
         if options is None:
             options = options_of(guard.options_type, raw, f"guards.{guard.name}.options")
             self._options.put(key, options)
+        self._options.put((guard.name, id(raw)), (raw, options))
         return options
 
 

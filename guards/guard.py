@@ -64,13 +64,14 @@ class Guard(Protocol):
     @property
     def options_type(self) -> type[msgspec.Struct]:
         """What a policy may set under ``guards.<name>.options``: a frozen, hashable struct with defaults for all,
-        declared with ``forbid_unknown_fields=True``."""
+        declared with ``forbid_unknown_fields=True``; with ``cache_hash=True`` where it may grow large."""
 
     def applies(self, unit: Unit, options: Any) -> bool:
         """Whether there is something to look at; where it is false for all units, the guard stands under ``skipped``.
 
         Cheap and pure. For a per-text guard it may depend on the text, its role and the stage only. A per-exchange
-        guard that needs a request which is missing says true here and fails in `check`.
+        guard that needs a request which is missing says true here and fails in `check`. A guard that looks for nothing
+        until a policy says what for says false under its default options: what is not looked for is not scanned.
         """
 
     def needs(self, unit: Unit, options: Any) -> Needs:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -325,12 +326,46 @@ def configs_folder() -> Path:
 
 
 def options_of(options_type: type[msgspec.Struct], options: Mapping[str, Any], path: str) -> msgspec.Struct:
-    """The typed options of a guard. Raises `PolicyError` with the key path and the nearest right name."""
-    fields = options_type.__struct_fields__
+    """The typed options of a guard. Raises `PolicyError` with the key path and the nearest right name.
+
+    What a struct's ``__post_init__`` raises as a ``ValueError`` is told with the path of that struct. An override
+    replaces option by option, so what is checked there should not depend on two of the outermost options.
+    """
+    fields = options_type.__struct_encode_fields__
     unknown = [key for key in options if key not in fields]
     if unknown:
         raise PolicyError("policy", [f"{path}.{key}: unknown key{nearest(key, fields)}" for key in unknown])
     try:
         return msgspec.convert(dict(options), options_type)
     except msgspec.ValidationError as error:
-        raise PolicyError("policy", [f"{path}: {error}"]) from error
+        raise PolicyError("policy", [_option_problem(error, options_type, path)]) from error
+
+
+_MSGSPEC_PLACE = re.compile(r" - at `\$(?P<place>[^`]*)`$")
+_MSGSPEC_UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>.*)`$", re.DOTALL)
+
+
+def _option_problem(error: msgspec.ValidationError, options_type: type[msgspec.Struct], path: str) -> str:
+    """msgspec's message → ``key.path: what is wrong``."""
+    message = str(error)
+    found = _MSGSPEC_PLACE.search(message)
+    keys = re.findall(r"\*|[^.\[\]]+", found["place"].replace("...", "*")) if found else []
+    what = message[: found.start()] if found else message
+    unknown = _MSGSPEC_UNKNOWN.fullmatch(what)
+    if unknown is None:
+        own = error.__cause__ is None  # otherwise it is the words of a struct's `__post_init__`
+        return f"{'.'.join([path, *keys])}: {what[:1].lower() + what[1:] if own else what}"
+    struct = _struct_at(options_type, keys)
+    fields = struct.__struct_encode_fields__ if struct else ()
+    return f"{'.'.join([path, *keys, unknown['key']])}: unknown key{nearest(unknown['key'], fields)}"
+
+
+def _struct_at(annotation: Any, keys: Sequence[str]) -> type[msgspec.Struct] | None:
+    """The struct that stands at a place within an annotation; indexes and keys of mappings go one level in."""
+    if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
+        if not keys:
+            return annotation
+        return _struct_at(get_type_hints(annotation).get(keys[0]), keys[1:])
+    rest = keys[1:] if get_origin(annotation) in (tuple, list, dict) else keys
+    found = (_struct_at(argument, rest) for argument in get_args(annotation))
+    return next((struct for struct in found if struct is not None), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ from guards.artifacts import Artifacts
 from guards.errors import ModelMissingError
 from guards.guard import Guard, available, build
 from guards.models import ModelStore
+from guards.policy import options_of
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +44,18 @@ def guard(request: pytest.FixtureRequest, guard_named: Callable[[str], Guard]) -
     return guard_named(request.param)
 
 
+# Options for guards that look for nothing until a policy says what for.
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "code": {"require": True},
+    "limits": {"request": {"max_chars": 40}, "response": {"min_chars": 5, "max_tokens": 20}},
+    "json_schema": {"schema": {"required": ["to"]}},
+    "tool_calls": {"allowed": ["look*"], "argument_schemas": {"lookup": {"required": ["to"]}}},
+    "regex": {"patterns": [{"name": "word", "pattern": r"\w+"}, {"name": "no_end", "pattern": "$x", "required": True}]},
+    "terms": {"lists": [{"name": "words", "terms": ["invoice", "Köln", "idiot"]}]},
+}
+
+
 @pytest.fixture
 def options(guard: Guard) -> Any:
-    """The guard's options as they are when a policy sets none."""
-    return guard.options_type()
+    """The guard's options as they are when a policy sets none, or those under which it has something to do."""
+    return options_of(guard.options_type, OPTIONS.get(guard.name, {}), f"guards.{guard.name}.options")
