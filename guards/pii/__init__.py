@@ -19,7 +19,7 @@ from guards.errors import ConfigError
 from guards.guard import Needs, Result
 from guards.pii.addresses import addresses
 from guards.pii.dates import dates
-from guards.pii.found import DEFAULT_KINDS, Found, Kind, Places, settle
+from guards.pii.found import DEFAULT_KINDS, Found, Kind, Places, joined, settle
 from guards.pii.labelled import labelled_numbers
 from guards.pii.names import NAME_KINDS, may_name, names, with_title
 from guards.pii.national import NATIONAL
@@ -141,8 +141,9 @@ class PiiGuard:
             found += persons(text)
             sure = [item for item in found if item.kind == "PERSON" and item.score >= SURE_SCORE]
             found += beside_persons(text, sure)
-        for item in found:
-            yield with_title(text, item) if item.kind == "PERSON" else item
+        yield from (item for item in found if item.kind != "PERSON")
+        for item in joined(item for item in found if item.kind == "PERSON"):
+            yield with_title(text, item)
 
     def _count(self, text: str, options: Options, found: Sequence[Found]) -> None:
         """What the screen did to this text, and on a sample, whether the model found a person where it saw none."""

@@ -18,8 +18,11 @@ __all__ = ["ADDRESS_KINDS", "addresses"]
 
 ADDRESS_KINDS: Final = frozenset({"STREET_ADDRESS", "ZIP_CODE"})
 
-CORE_SCORE: Final = 0.75  # a street with a number, a post box
-CUED_SCORE: Final = 0.65  # `my address is …`
+CORE_SCORE: Final = (
+    0.9  # a street with a number, a post box: surer than the entity model, to which it is often a person
+)
+CUED_SCORE: Final = 0.87  # `my address is …`
+CORNER_SCORE: Final = 0.95  # over the two streets that it names
 WEAK_SCORE: Final = 0.4  # a street without a number: a place that anybody may speak of
 POSTCODE_SCORE: Final = 0.6
 
@@ -43,7 +46,7 @@ _CONTEXT: Final = (
 )
 
 _W: Final = rf"[{CAPITALS}][\w.'’-]{{0,30}}"  # a capitalised word
-_FEW: Final = r"(?:(?:d|l|dell|all)['’]|(?:de|del|della|dei|di|da|das|do|dos|des|du|la|las|le|les|los|el|et|y|i|of|the|van|den|der|am|an|im|zum|zur) )"
+_FEW: Final = r"(?:(?:d|l|dell|all)['’]|(?:and|de|del|della|dei|di|da|das|do|dos|des|du|la|las|le|les|los|el|et|y|i|of|the|van|den|der|am|an|im|zum|zur) )"
 _SUFFIX: Final = (
     r"street|st|avenue|ave|av|road|rd|boulevard|blvd|lane|ln|drive|dr|court|ct|circle|cir|place|pl|square|sq|terrace|ter"
     r"|trail|trl|parkway|pkwy|highway|hwy|crescent|cres|close|grove|gardens|mews|row|hill|rise|esplanade|parade|quay"
@@ -56,6 +59,7 @@ _TYPE: Final = (  # what a street's name begins with
     r"|carrer|rúa|rua|travessa|praça|estrada|ul|al|os|pl|ulica|aleja|osiedle|odos"
 )
 _NUMBER: Final = r"\d{1,5}(?:[ /-]?[A-Za-z](?!\w)|/\d{1,4}|-\d{1,5})?"
+_MONTHS: Final = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
 _UNIT: Final = (
     r"(?:suite|apt|apartment|flat|unit|floor|room|ste|wohnung|piso|puerta|planta|bajo|interno|int|esc|appt|bât|étage|depto)"
     r"\b\.? ?#? ?\d{1,5}[A-Za-z]?|#\d{1,5}\b|\d{1,2}(?:st|nd|rd|th) floor|\d{1,2}[ºª] ?[A-Za-z\d]?\b"
@@ -70,8 +74,8 @@ _ENGLISH_LOW: Final = re.compile(
     rf"(?<![\w.,$€£-])(?!(?:1|2) (?:way|lane))\d{{1,5}}[a-z]? (?!(?:miles?|km|years?|days?|minutes?|hours?|feet|meters?|times?"
     rf"|percent|people|cars|of|on|in|at|to|per|more|other|and|or|a|the)\b)(?:[a-z][a-z.'-]{{1,20}} ){{1,3}}?(?:{_LOW_SUFFIX})\b\.?"
 )
-_NUMBERED: Final = re.compile(  # `Tylova 12`: a core only beside a unit, a postal code or after a cue
-    rf"(?:\d{{1,5}} )?(?:{_W}|{_FEW}|\d{{1,2}}\.)(?: ?(?:{_W}|{_FEW}|[a-z]\.|[a-zà-ÿ]{{2,12}}(?= )))"
+_NUMBERED: Final = re.compile(  # `98 Tylova 12`: counts only with more of an address behind
+    rf"(?<![\w.,$€£-])\d{{1,5}} (?!(?i:{_MONTHS}))(?:{_W}|{_FEW}|\d{{1,2}}\.)(?: ?(?:{_W}|{_FEW}|[a-z]\.|[a-zà-ÿ]{{2,12}}(?= )))"
     rf"{{0,5}},? {_NUMBER}\.?(?!\w)"
 )
 _ROMANCE: Final = re.compile(
@@ -86,13 +90,14 @@ _GERMANIC: Final = re.compile(
 )
 _UNIT_ALONE: Final = re.compile(r"(?<!\w)(?i:suite|apt|apartment|flat)\b\.? ?#? ?\d{1,5}[A-Za-z]?\b")
 _BOX: Final = re.compile(
-    r"(?<!\w)(?:P\.? ?O\.? ?Box|Post Office Box|Postfach|Apartado(?: de correos)?|Casella postale|Boîte postale|BP|CP) \d{2,6}\b"
-    r"|(?<!\w)(?:PSC|CMR|Unit|USS|USNS|USCGC) ?[\w ]{1,20}?,? ?(?:Box \d{1,5}\s{1,3})?(?:APO|FPO|DPO),? (?:AA|AE|AP) \d{5}\b"
-    r"|(?<!\w)(?:APO|FPO|DPO),? (?:AA|AE|AP) \d{5}\b",
+    r"(?<!\w)(?:P\.? ?O\.? ?Box|Post Office Box|Postfach|Apartado(?: de correos)?|Casella postale|Boîte postale) \d{2,6}\b"
+    r"|(?<!\w)(?:(?:PSC|CMR|Unit|USS|USNS|USNV|USCGC) [\w.'’-]{1,20}(?: \w{1,20})?,?\s{1,3}(?:Box \d{1,5},?\s{1,3})?)?"
+    r"(?:APO|FPO|DPO),? (?:AA|AE|AP) \d{5}\b",
     re.IGNORECASE,
 )
 _CORNER: Final = re.compile(
-    rf"\b(?i:the corner of) ((?:\d{{1,5}} )?{_W}(?: {_W}){{0,4}}(?: \d{{1,4}})? and (?:\d{{1,5}} )?{_W}(?: {_W}){{0,3}}(?: \d{{1,4}})?)"
+    rf"(?<!\w)(?:the )?corner of (?:[\w.'’-]{{1,25}} ){{1,6}}and (?:[\w.'’-]{{1,25}} ){{0,3}}?(?:{_SUFFIX}|\d{{1,5}})(?!\w)",
+    re.IGNORECASE,
 )
 _STREET_ALONE: Final = re.compile(rf"(?<!\w)(?:{_W} ){{1,3}}(?i:street|avenue|ave|road|boulevard|blvd|lane|drive)\b\.?")
 
@@ -100,7 +105,7 @@ _STREET_ALONE: Final = re.compile(rf"(?<!\w)(?:{_W} ){{1,3}}(?i:street|avenue|av
 _CUE: Final = re.compile(
     r"(?<!\w)(?i:(?:new |home |postal |mailing |billing |shipping |secondary |his |her |my |our |the |work )*"
     r"address(?:es)?(?: is| with| to(?: the same)?|,? here (?:they are|it is)| of [\w .&'-]{1,40}? is)?:?"
-    r"|(?:sent|send|ship|shipped|deliver|delivered|mail|return|mailed|taxi|move|moved|posted|come)(?: it| them| this)? to:?"
+    r"|(?:sen[dt]|shipp?(?:ed)?|deliver(?:ed)?|mail(?:ed)?|return(?:ed)?|taxi|moved?|post(?:ed)?|forward)(?: [a-z]{1,12}){0,4} to:?"
     r"|(?:meet(?: me| us)?|arrived|live|lives|living|lived|resides?|residing|located|based|office is|house is|home is|delivered) (?:at|in)"
     r"|domicilio|direcci[oó]n|dirección postal|vive en|vivo en|adresse|anschrift|wohnhaft in|wohnt in|wohne in|indirizzo|residente in"
     r"|abita in|abito in|habite(?: au)?|domicilié(?:e)? (?:au|à)|demeurant(?: au| à)?|adres|endereço|morada|what's the address\?|address\?)"
@@ -118,19 +123,20 @@ _TAIL: Final = re.compile(
     rf"|, {_W}(?: {_W}){{0,2}}, [A-Z]{{2}}\b(?: \d{{5}}(?:-\d{{4}})?\b)?"
     rf"|, \d{{4,5}} {_W}(?: {_W})?"
     rf"|,? [A-Z]{{1,2}}\d[A-Z\d]? ?\d[A-Z]{{2}}\b"
+    rf"|, {_W}(?: (?:{_FEW})?{_W}){{0,4}}(?: \d{{4,6}}\b)?(?=\s*(?:[.,;:?!)\n]|$|\b(?:for|last|in|and|as|please)\b))"
 )
 _TAIL_TOWN: Final = re.compile(
-    rf",? {_W}(?:[ -](?:{_FEW})?{_W}){{0,4}}(?=\s*(?:[.,;:)\n]|$|\b(?:for|last|in|and|as|please)\b))"
+    rf",? {_W}(?:[ -](?:{_FEW})?{_W}){{0,4}}(?=\s*(?:[.,;:?!)\n]|$|\b(?:for|last|in|and|as|please)\b))"
 )
 _LINE: Final = re.compile(
     rf"(?P<break>[ \t]*\n[ \t]*(?:[>|?*]{{1,4}}[ \t]{{0,2}}|,[ \t]?)?)(?P<body>(?i:{_UNIT})|(?:\d{{4,6}} )?"
-    rf"(?:{_W}|[A-Z]{{2,3}})(?:[ ,-]{{1,2}}(?:{_FEW}|[{CAPITALS}])[\w.'’-]*){{0,6}}(?:,? \d{{4,6}}(?:-\d{{4}})?)?|\d{{4,6}})(?=[ \t]*(?:\n|$|[.,;]))"
+    rf"(?:{_W}|[A-Z]{{2,3}})(?:[ ,-]{{1,2}}(?:{_FEW}|[{CAPITALS}])[\w.'’-]*){{0,6}}(?:,? \d{{4,6}}(?:-\d{{4}})?)?|\d{{4,6}})(?=[ \t]*(?:\n|$|[.,;:?!)]|\b(?:for|last|in|and|as|please)\b))"
 )
 _BLANK_LINE_MORE: Final = re.compile(
     rf"[ \t]*\n[ \t]*\n[ \t]*(?:[>|?*]{{1,4}}[ \t]{{0,2}})?{_W}(?: {_W}){{0,4}} \d{{4,6}}(?:-\d{{4}})?(?=[ \t]*(?:\n|$))"
 )
 _LINE_BEFORE: Final = re.compile(
-    rf"(?:(?:\d{{1,5}} )?[^\n>|?*:]{{2,40}}? {_NUMBER}\.?|\d{{1,5}} [^\n>|?*:]{{2,40}}?),?(?=[ \t]*\n?[ \t>|?*]{{0,8}}$|,? $)"
+    rf"(?:\d{{1,5}}[A-Za-z]? [^\n>|?*:,]{{2,40}}|(?:{_W}|{_FEW})(?: ?(?:{_W}|{_FEW})){{0,5}} {_NUMBER}\.?),?[ \t]*\n?[ \t>|?*]{{0,8}}$"
 )
 MAX_LINES: Final = 4  # of a postal address after its street
 _BEFORE_CHARS: Final = 64
@@ -176,8 +182,12 @@ def _streets(text: str) -> Iterator[Found]:
         begin = max(0, match.start() - _BEFORE_CHARS)
         before = _LINE_BEFORE.search(text, begin, match.start())
         yield _grown(text, before.start() if before else match.start(), match.end(), CORE_SCORE)
+    for match in _NUMBERED.finditer(text):
+        grown = _grown(text, *match.span(), CUED_SCORE)
+        if grown.end > match.end():
+            yield grown
     for match in _CORNER.finditer(text):
-        yield Found("STREET_ADDRESS", *match.span(), CUED_SCORE)
+        yield Found("STREET_ADDRESS", *match.span(), CORNER_SCORE)
     for match in _STREET_ALONE.finditer(text):
         score = CUED_SCORE if has_context(text, match.start(), _CONTEXT) else WEAK_SCORE
         yield Found("STREET_ADDRESS", *match.span(), score)

@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 import msgspec
 
-__all__ = ["DEFAULT_KINDS", "Found", "Kind", "Places", "has_context", "settle", "with_context"]
+__all__ = ["DEFAULT_KINDS", "Found", "Kind", "Places", "has_context", "joined", "settle", "with_context"]
 
 Kind = Literal[
     "ABA_ROUTING_NUMBER",
@@ -133,6 +133,18 @@ class Places:
         at = bisect_left(self._starts, start)
         self._starts.insert(at, start)
         self._ends.insert(at, end)
+
+
+def joined(found: Iterable[Found]) -> list[Found]:
+    """Entities of one kind, those that overlap made one with the highest score: of a name each saw another part."""
+    merged: list[Found] = []
+    for item in sorted(found, key=lambda f: (f.start, -f.end)):
+        if merged and item.start < merged[-1].end:
+            last = merged[-1]
+            merged[-1] = Found(last.kind, last.start, max(last.end, item.end), max(last.score, item.score))
+        else:
+            merged.append(item)
+    return merged
 
 
 def settle(found: Iterable[Found]) -> list[Found]:

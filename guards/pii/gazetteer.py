@@ -129,6 +129,8 @@ COMMON_WORDS: Final = frozenset(
     wonderful word words work working world worry worse worst would wouldn wow write writing wrong ya yay yea yeah year
     years yep yes yesterday yet yikes you young your youre yours yourself youth yup zero
 
+    apt suite avenue boulevard tel fax iban ssn zip cvv pin dob
+
     african african-american alien american americans arab arabic asian asians australian black brazilian british
     buddhist canadian catholic chinese christians democrat democrats dutch english european europeans french germans
     greek gay hindu hispanic indian irish islam islamic israeli italian japanese jewish jews jew korean latin latino

@@ -8,6 +8,7 @@ from typing import Final
 
 from guards.artifacts import Entity
 from guards.pii.found import Found, Kind
+from guards.pii.gazetteer import COMMON_WORDS
 from guards.pii.script import CAPITALS
 
 __all__ = ["NAME_KINDS", "SCORE", "may_name", "names", "person_score", "with_title"]
@@ -33,7 +34,7 @@ NAME_KINDS: Final = frozenset(_KINDS.values())
 
 _GREETINGS: Final = r"miss|sir|madam|dear|hi|hello|hey|thanks|sincerely|regards|producer|name|nombre"
 _LEADING: Final = re.compile(rf"(?:[\s\"'“”‘’`(*_–—-]+|(?:{_GREETINGS})\b[.,:]*\s+)+", re.IGNORECASE)
-_TRAILING: Final = re.compile(r"(?:['’`]s|[\s.,;:!?\"“”'’`()*_–—-])+$")
+_TRAILING: Final = re.compile(r"(?:['’`]s|\s(?:[Ss]uite|[Aa]pt)\b|[\s.,;:!?\"“”'’`()*_–—-])+$")
 _FORBIDDEN: Final = re.compile(r"[@\d<>{}\[\]|=/\\_#*%$^~;:]")
 _LETTER: Final = re.compile(r"[A-Za-z\u00c0-\u024f\u0370-\u052f\u1e00-\u1eff]")
 _CAPITAL: Final = re.compile(rf"[{CAPITALS}]")
@@ -58,7 +59,7 @@ _PRODUCTS: Final = frozenset(
     nginx numpy openai pandas paypal photoshop php postgres postgresql powerpoint powershell python pytorch qwen
     react redis reddit rust salesforce slack snapchat spotify sql tensorflow terraform tiktok twitter typescript
     ubuntu unix venmo vim whatsapp wikipedia wordpress xbox xml yaml youtube zoom
-    suite apt apartment street avenue road boulevard iban ssn
+    street avenue road boulevard iban ssn
     """.split()  # noqa: SIM905 - a list of sixty literals is a page
 )
 
@@ -123,5 +124,7 @@ def person_score(name: str) -> float:
     if len(words) > MAX_WORDS or not _PRODUCTS.isdisjoint(words) or _WORDS.issuperset(words):
         return 0.0
     if len(words) == 1:
+        if words[0] in COMMON_WORDS:
+            return 0.0
         return SCORE if len(name) > 2 and _CAPITAL.match(name) and not name.isupper() else 0.0
     return SCORE if _CAPITAL.search(name) else LOWER_CASE_SCORE

@@ -45,6 +45,9 @@ _ANNOUNCED: Final = (
 _CUES: Final = (
     re.compile(rf"(?<!\w)(?:Mr|Mrs|Ms|Miss|Mx|Dr|Dra|Prof|Sr|Sra|Srta|Herr|Frau|Mme|Mlle|Dña)\b\.? {{1,2}}({NAME})"),
     re.compile(rf"\b(?i:my|his|her|our|your|their) (?:{_RELATIVES}),? ({NAME})"),
+    re.compile(
+        rf"(?<!\w)({NAME})['’]s (?:address|phone|e-?mail|number|birthday|account|house|name|wife|husband|mother|father|son|daughter)\b"
+    ),
     re.compile(rf"\b(?i:call(?:s|ed|ing)?|named?|names) (?:me|him|her|us|it|them) ({NAME})"),
     re.compile(rf"\b(?:{_SPEECH}) ({NAME})(?=\s*(?:[.,;:!?\"”]|to\b|$))"),
     re.compile(rf"(?:^|[.!?\"”] |\n)({NAME}),? (?:{_SPEECH})\b"),
@@ -62,7 +65,9 @@ _THINGS: Final = re.compile(
 )
 _RUN: Final = re.compile(rf"(?<![\w.@/-]){NAME}(?![\w@/])")
 _BETWEEN: Final = re.compile(r",\s{1,2}(?:(?:and|or|&)\s)?|\s(?:and|or|&|y|und|et|e)\s")
+_LOWER_TITLE: Final = re.compile(r"(?<![\w.])(?:mr|mrs|ms|dr)\. ([a-z]{3,30})(?: ([a-z]{3,30}))?(?!\w)")
 _LOWER_PAIR: Final = re.compile(r"(?<![\w@.'’-])[a-z]{3,} (?=[a-z]{3,}(?![\w@'’]))")
+_LINE_END: Final = re.compile(r"[ \t.]*(?:\n|$)")
 _LOWER_WORD: Final = re.compile(r"(?<![\w@.'’/-])[a-z]{4,}(?![\w@/-])")
 _WORD: Final = re.compile(rf"{NAME_WORD}|[{CAPITALS}]\.|{PARTICLES}\b")
 
@@ -86,6 +91,9 @@ def persons(text: str) -> Iterator[Found]:
                 for run in _trimmed(text, *match.span(1)):
                     if not _is_thing(text, run):
                         yield Found("PERSON", run.start, run.end, CUE_SCORE)
+    for match in _LOWER_TITLE.finditer(text):
+        more = match.group(2) in surnames() and match.group(2) not in COMMON_WORDS if match.group(2) else False
+        yield Found("PERSON", match.start(1), match.end(2 if more else 1), CUE_SCORE)
     yield from _first_names(text, runs)
     yield from _lower_case(text)
 
@@ -143,7 +151,8 @@ def _announced(text: str, start: int, end: int) -> Iterator[Found]:
         return
     given = first_names()
     if words[0] in given or (len(words) > 1 and words[1] in surnames() and words[0] not in COMMON_WORDS):
-        more = len(words) > 1 and words[1] not in COMMON_WORDS and words[1] in surnames()
+        alone = _LINE_END.match(text, end) is not None  # nothing but the name stands there
+        more = len(words) > 1 and words[1] not in COMMON_WORDS and (alone or words[1] in surnames())
         yield Found("PERSON", start, end if more else start + len(words[0]), CUE_SCORE)
 
 
