@@ -38,7 +38,7 @@ NAMES_OF_PLACES: Final = frozenset(
     maryland memphis mexico miami milan montana nevada odessa orlando oxford panama paris phoenix porsche rome roma
     russia salem santiago savannah scotland sicily sparta sydney syria tennessee texas troy tulsa valencia venezuela
     venice verona victoria vienna virginia wales washington york angeles francisco antonio diego jose salvador los las
-    san santa saint st stanford princeton cambridge windsor clinton
+    san santa saint st stanford princeton cambridge rico louis orleans angeles laurel windsor clinton
     """.split()  # noqa: SIM905 - a list of words is a page
 )
 
@@ -51,7 +51,7 @@ NOT_A_NAME_ALONE: Final = frozenset(
     el ember emerald era essence eve fairy faith faye fern forest frank frost gale gay gem gene genesis german ginger
     glen glory golden grace grant gray green guy ha hang happy harmony hazel haven heath heaven herb holiday holly
     hollis honey hope hunter in irish iris ivory ivy jade jan january jasmine jay jean jelly jersey jesus jet jewel
-    job jolly joy july june justice kelvin king lady lance lane lark lashes lavender lean legend levi liberty lily
+    job jolly joy july june justice kelvin king lady lance lane lark lashes lavender lean legend marvel han alfredo levi liberty lily
     lisbon loan long lord lotus love lovely loyal luck lucky major man manual many march marine mark marry mars mason
     master may mayor maxwell means mercedes mercy merit merry miles mina miss misty modesty money my nature nova numbers
     oak ocean ok olive opal page pansy paris parker patience pearl pence penny pepper pilar pink piper polo poppy

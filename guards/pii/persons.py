@@ -48,9 +48,9 @@ _CUES: Final = (
     re.compile(
         rf"(?<!\w)({NAME})['’]s (?:address|phone|e-?mail|number|birthday|account|house|name|wife|husband|mother|father|son|daughter)\b"
     ),
-    re.compile(rf"\b(?i:call(?:s|ed|ing)?|named?|names) (?:me|him|her|us|it|them) ({NAME})"),
+    re.compile(rf"\b(?i:call(?:s|ed|ing)?|named?|names) (?:me|him|her) ({NAME})"),
     re.compile(rf"\b(?:{_SPEECH}) ({NAME})(?=\s*(?:[.,;:!?\"”]|to\b|$))"),
-    re.compile(rf"(?:^|[.!?\"”] |\n)({NAME}),? (?:{_SPEECH})\b"),
+    re.compile(rf"(?:^|[.!?\"”] |\n)(?!The |A |An )({NAME}),? (?:{_SPEECH})\b"),
     re.compile(rf"\b(?i:directed|written|produced|composed|performed|sung|painted) by ({NAME})"),
     re.compile(rf"\b(?i:starring|featuring|novelist|author|actor|actress|singer|producer|director|composer) ({NAME})"),
     re.compile(rf"\b(?i:add|under|with|assistant to|speak to|talk to|up with) ({NAME}) (?:as|in|at|and the|about)\b"),
