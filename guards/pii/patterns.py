@@ -23,7 +23,9 @@ __all__ = ["GENERAL", "PatternScanner", "Recognizer"]
 # A local part has at most 64 characters (RFC 5321), a domain 255 (RFC 1035).
 _ADDRESS: Final = re.compile(r"[!#$%&'*+\-/=?^_`{|}~.\w]{1,64}@[\w.-]{1,255}")
 
-URL_CHARS: Final = 1_024  # of a word without a space; longer links are found up to here (their pattern takes quadratic time)
+URL_CHARS: Final = (
+    1_024  # of a word without a space; longer links are found up to here (their pattern takes quadratic time)
+)
 
 # Presidio's suffix list comes over the network at the first e-mail. This one is the snapshot in tldextract's wheel,
 # without a cache on disk.

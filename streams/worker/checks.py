@@ -351,7 +351,7 @@ async def run_checks(settings: Settings) -> int:
     def accept(policy: Any) -> None:
         engine = state["engine"]
         if engine is None:
-            engine = Engine(policy, options=settings.guards, on_error=on_error)
+            engine = Engine(policy, options=settings.guards, on_error=on_error, hasher=hasher.mask)
             engine.warm()
             state["engine"] = engine
         else:

@@ -15,7 +15,7 @@ from guards.guard import Needs
 from guards.models import ModelStore
 from guards.pii import Options, PiiGuard, build
 from guards.pii.found import Found, Kind, Places, settle
-from guards.pii.masking import MAX_MASK_CHARS, replacement
+from guards.masking import MAX_MASK_CHARS, replacement
 from guards.pii.names import names
 from guards.types import Exchange, Failure, Text, Unit
 
