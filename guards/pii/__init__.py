@@ -131,11 +131,12 @@ class PiiGuard:
         yield from self._names(text, options, artifacts)
 
     def _names(self, text: str, options: Options, artifacts: Artifacts) -> Iterator[Found]:
-        found: list[Found] = []
-        for part in self._parts(text, options):
-            entities = artifacts.entities(text[part.start : part.end])
-            moved = (Entity(e.start + part.start, e.end + part.start, e.label) for e in entities)
-            found += names(text, moved, options.kinds)
+        entities = [
+            Entity(entity.start + part.start, entity.end + part.start, entity.label)
+            for part in self._parts(text, options)
+            for entity in artifacts.entities(text[part.start : part.end])
+        ]
+        found = list(names(text, entities, options.kinds))
         if "PERSON" in options.kinds:
             self._count(text, options, found)
             found += persons(text)

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final
 
 from guards.artifacts import Entity
+from guards.folding import fold
 from guards.pii.found import Found, Kind
-from guards.pii.gazetteer import COMMON_WORDS
+from guards.pii.gazetteer import COMMON_WORDS, first_names
 from guards.pii.script import CAPITALS
+from guards.words import english_share, words
 
 __all__ = ["NAME_KINDS", "SCORE", "may_name", "names", "person_score", "with_title"]
 
 SCORE: Final = 0.85  # Presidio's for what spaCy finds
 LOWER_CASE_SCORE: Final = 0.6  # two words and more: mostly names; one word of lower-case letters mostly is none
+
+# The model reads English. In another language it takes capitalised words for persons and organisations, mostly wrongly.
+ENGLISH_SHARE: Final = 0.5  # of the function words
+FOREIGN_SCORE: Final = 0.4  # without a first name in it
 
 MAX_WORDS: Final = 5  # longer "persons" are lists and headings
 
@@ -80,8 +86,9 @@ def may_name(text: str) -> bool:
     return _LETTER.search(text) is not None
 
 
-def names(text: str, entities: Iterable[Entity], kinds: Collection[Kind]) -> Iterator[Found]:
+def names(text: str, entities: Sequence[Entity], kinds: Collection[Kind]) -> Iterator[Found]:
     """The entities of these kinds, trimmed: possessives, greetings and quotation marks are no part of a name."""
+    foreign = bool(entities) and english_share(words(text)) < ENGLISH_SHARE
     for entity in entities:
         kind = _KINDS.get(entity.label)
         if kind is None or kind not in kinds:
@@ -90,8 +97,14 @@ def names(text: str, entities: Iterable[Entity], kinds: Collection[Kind]) -> Ite
         for start, end in _lines(text, entity.start, entity.end):
             start, end = _trim(text, start, end)
             score = person_score(text[start:end]) if kind == "PERSON" else SCORE
+            if foreign and (kind == "ORGANIZATION" or (kind == "PERSON" and not _has_first_name(text[start:end]))):
+                score = min(score, FOREIGN_SCORE)
             if start < end and score > 0:
                 yield Found(kind, start, end, score)
+
+
+def _has_first_name(name: str) -> bool:
+    return any(fold(word).text.lower() in first_names() for word in name.split())
 
 
 def with_title(text: str, found: Found) -> Found:
@@ -120,11 +133,11 @@ def person_score(name: str) -> float:
     """Cheap sanity: letters, no code, no product, no greeting. 0 where it is no name."""
     if _FORBIDDEN.search(name) or not _LETTER.search(name):
         return 0.0
-    words = [word.lower().strip(".,'’") for word in name.split()]
-    if len(words) > MAX_WORDS or not _PRODUCTS.isdisjoint(words) or _WORDS.issuperset(words):
+    parts = [word.lower().strip(".,'’") for word in name.split()]
+    if len(parts) > MAX_WORDS or not _PRODUCTS.isdisjoint(parts) or _WORDS.issuperset(parts):
         return 0.0
-    if len(words) == 1:
-        if words[0] in COMMON_WORDS:
+    if len(parts) == 1:
+        if parts[0] in COMMON_WORDS:
             return 0.0
         return SCORE if len(name) > 2 and _CAPITAL.match(name) and not name.isupper() else 0.0
     return SCORE if _CAPITAL.search(name) else LOWER_CASE_SCORE
