@@ -20,7 +20,7 @@ from guards.guard import Needs, Result
 from guards.pii.addresses import addresses
 from guards.pii.dates import dates
 from guards.pii.found import DEFAULT_KINDS, Found, Kind, Places, joined, settle
-from guards.pii.labelled import labelled_numbers
+from guards.pii.labelled import labelled_numbers, labelled_places
 from guards.pii.names import NAME_KINDS, may_name, names, with_title
 from guards.pii.national import NATIONAL
 from guards.pii.patterns import GENERAL, PatternScanner
@@ -119,6 +119,8 @@ class PiiGuard:
         found = list(self._patterns.find(text, kinds))
         if "ID_NUMBER" in kinds:
             found += labelled_numbers(text)
+        if "LOCATION" in kinds:
+            found += labelled_places(text)
         yield from found
         if "PHONE_NUMBER" in kinds:
             taken = Places()

@@ -55,7 +55,7 @@ _SUFFIX: Final = (
 _LOW_SUFFIX: Final = r"street|st|avenue|ave|road|rd|boulevard|blvd|lane|ln|drive|court|parkway|highway|crescent|terrace"
 _TYPE: Final = (  # what a street's name begins with
     r"rue|avenue|boulevard|bd|place|quai|chemin|allée|impasse|passage|cours|via|viale|piazza|piazzale|corso|largo|vicolo"
-    r"|strada|contrada|calle|c/|avda|avenida|paseo|plaza|ronda|camino|carretera|ctra|travesía|glorieta|urbanización|rambla"
+    r"|strada|contrada|calle|avda|av|avenida|paseo|plaza|ronda|camino|carretera|ctra|travesía|glorieta|urbanización|rambla|pso"
     r"|carrer|rúa|rua|travessa|praça|estrada|ul|al|os|pl|ulica|aleja|osiedle|odos"
 )
 _NUMBER: Final = r"\d{1,5}(?:[ /-]?[A-Za-z](?!\w)|/\d{1,4}|-\d{1,5})?"
@@ -79,8 +79,8 @@ _NUMBERED: Final = re.compile(  # `98 Tylova 12`: counts only with more of an ad
     rf"{{0,5}},? {_NUMBER}\.?(?!\w)"
 )
 _ROMANCE: Final = re.compile(
-    rf"(?<!\w)(?:{_NUMBER},? (?:bis |ter )?)?(?:\d{{1,3}} )?(?i:{_TYPE})(?:\. ?| )(?:{_FEW}){{0,3}}{_W}"
-    rf"(?: (?:{_FEW}){{0,3}}{_W}){{0,5}}(?P<number>,? ?(?:n[.ºo°]{{1,2}}|nº|núm\.?|num\.?|numero)? ?{_NUMBER})?"
+    rf"(?<!\w)(?:{_NUMBER},? (?:bis |ter )?)?(?:\d{{1,3}} )?(?i:c/ ?|(?:{_TYPE})(?:\. ?| ))(?:{_FEW}){{0,3}}{_W}"
+    rf"(?: (?:{_FEW}){{0,3}}{_W}){{0,5}}(?P<number>,? ?(?:n[.ºo°]{{1,2}}|nº|núm\.?|num\.?|numero)? ?(?:{_NUMBER}|[Ss]/[Nn](?!\w)))?"
 )
 _GERMANIC: Final = re.compile(
     rf"(?<!\w)(?:\d{{1,3}} )?(?:{_W} ){{0,3}}(?:[{CAPITALS}][\w'’-]{{0,30}}"
@@ -111,6 +111,11 @@ _CUE: Final = re.compile(
     r"|abita in|abito in|habite(?: au)?|domicilié(?:e)? (?:au|à)|demeurant(?: au| à)?|adres|endereço|morada|what's the address\?|address\?)"
     r"(?:[ \t]*:)?[ \t]*\n{0,2}[ \t]*"
 )
+# A form's field is an address up to the end of its line.
+_FIELD: Final = re.compile(
+    r"(?:^|\n|[.;]\s)[ \t>|?*]*(?i:address|domicilio|direcci[oó]n|adresse|anschrift|indirizzo|adres|morada|endereço)"
+    r"[ \t]*:[ \t]*((?:[^\n.]|\.(?!\s)|(?<=\b\w)\.|(?<=\b\w\w)\.|(?<=\b\w\w\w)\.){5,120})(?=\.?\s|\.?$)"
+)
 _CUED: Final = re.compile(rf"(?:(?:\d{{1,5}}[A-Za-z]?|{_W}|{_FEW}|[a-z]\.|n[º°]|,|-|/|#)[ ,]{{0,2}}){{1,16}}")
 _CUED_LOW: Final = re.compile(
     r"\d{1,5}[a-z]? (?:[^\W\d_][\w.'’-]{1,20} ){0,4}[^\W\d_][\w.'’-]{1,20}(?: \d{1,5}(?!\w))?"
@@ -119,6 +124,7 @@ _CUED_LOW: Final = re.compile(
 # What follows a core: on the line, and in lines of their own.
 _TAIL: Final = re.compile(
     rf"(?:,? ?(?i:{_UNIT}))"
+    r"|(?:, ?| )\d{1,2}[ºª]? ?(?:[A-H]|(?i:izda?|dcha?|der|centro))(?!\w)\.?"
     rf"|,? (?:\d{{4,6}},? )?{_W}(?:[ -](?:{_FEW})?{_W}){{0,3}},? (?:[A-Z]{{2,3}} )?\d{{4,6}}(?:-\d{{4}})?\b"
     rf"|, {_W}(?: {_W}){{0,2}}, [A-Z]{{2}}\b(?: \d{{5}}(?:-\d{{4}})?\b)?"
     rf"|, \d{{4,5}} {_W}(?: {_W})?"
@@ -191,6 +197,10 @@ def _streets(text: str) -> Iterator[Found]:
     for match in _STREET_ALONE.finditer(text):
         score = CUED_SCORE if has_context(text, match.start(), _CONTEXT) else WEAK_SCORE
         yield Found("STREET_ADDRESS", *match.span(), score)
+    for field in _FIELD.finditer(text):
+        if re.search(r"\d|\bs/n\b", field.group(1)):
+            start, end = field.span(1)
+            yield _grown(text, start, end - (len(field.group(1)) - len(field.group(1).rstrip(" ,;"))), CUED_SCORE)
     for cue in _CUE.finditer(text):
         match = _CUED.match(text, cue.end()) or _CUED_LOW.match(text, cue.end())
         if match is not None and re.search(r"\d", match.group()) and re.search(r"[^\W\d_]{3}", match.group()):

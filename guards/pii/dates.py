@@ -26,7 +26,7 @@ _YEAR: Final = r"(?:(?:18|19|20)\d\d)"
 _DATE: Final = (
     rf"(?:{_DAY}[./-](?:{_DAY})[./-](?:{_YEAR}|\d\d)|{_YEAR}[./-](?:0?[1-9]|1[0-2])[./-]{_DAY}"
     rf"|{_DAY}(?:st|nd|rd|th|\.|er)?(?: of| de)?[ -]{_MONTH}\.?,?(?: de| del)?(?:[ -]{_YEAR}|[ -]\d\d(?!\d))?"
-    rf"|{_MONTH}\.? {_DAY}(?:st|nd|rd|th)?(?:,? {_YEAR})?)"
+    rf"|{_MONTH}\.? {_DAY}(?:st|nd|rd|th)?(?:,? {_YEAR})?(?!\d)|{_MONTH},?(?: of| del?)? {_YEAR})"
 )
 _ANY_DATE: Final = re.compile(rf"(?<![\w./-]){_DATE}(?![\w/-]|\.\d)", re.IGNORECASE)
 _BIRTH: Final = re.compile(

@@ -60,6 +60,7 @@ NOT_A_NAME_ALONE: Final = frozenset(
     silver sky sol son soon song spring star stella sterling stone storm sue summer sun sunny sunshine swan sweet
     tammy tasha temple teal tempest tiny thanks thing topaz trinity tuesday ty unique usual van velvet verse victor
     viola violet vista wade ward waters webster west will willow winter wonder wren young zen zion so else
+    de del la las los el un una esta este como mas dado sin por para con mi su
     temp sang shin shu so song su sun tien tu ty un ute vi von wan wen yi yan yen yong yu le la li lin ling min mi ma
     man mae me no my of ok on or pa pei qi ray ria rob rod sa see shae shea sha she si sid
     """.split()  # noqa: SIM905
@@ -129,6 +130,7 @@ COMMON_WORDS: Final = frozenset(
     wonderful word words work working world worry worse worst would wouldn wow write writing wrong ya yay yea yeah year
     years yep yes yesterday yet yikes you young your youre yours yourself youth yup zero
 
+    correo hospital servicio email telefono calle localidad provincia domicilio datos
     apt suite avenue boulevard tel fax iban ssn zip cvv pin dob
 
     african african-american alien american americans arab arabic asian asians australian black brazilian british

@@ -1,4 +1,4 @@
-"""Numbers that a form or a sentence calls a person's: patient, member, policy, case and identity numbers."""
+"""What a form's label says: patient, member, policy and identity numbers, towns and countries."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from guards.pii.found import Found
+from guards.pii.script import NAME
 
-__all__ = ["labelled_numbers"]
+__all__ = ["labelled_numbers", "labelled_places"]
 
 SCORE: Final = 0.65
 
@@ -25,6 +26,10 @@ _LABELLED: Final = re.compile(
     r"((?=[A-Z\d./-]{0,12}\d)[A-Z\d](?:[./-]?[A-Z\d]){3,19}(?: \d{2,12}){0,3}|\d{2}(?: \d{2,8}){1,3})(?!\w)",
     re.IGNORECASE,
 )
+_PLACE: Final = re.compile(
+    r"(?<!\w)(?i:localidad(?:[ \t]*/[ \t]*provincia)?|provincia|poblaci[oó]n|ciudad|pa[ií]s(?: de nacimiento)?|city|town|country|state"
+    rf"|stadt|wohnort|ville|pays|citt[aà]|comune|cidade)[ \t]*:[ \t]*({NAME})"
+)
 _GATE: Final = re.compile(r"\d{2}")
 
 
@@ -35,3 +40,9 @@ def labelled_numbers(text: str) -> Iterator[Found]:
     for match in _LABELLED.finditer(text):
         if sum(char.isdigit() for char in match.group(1)) >= 3:
             yield Found("ID_NUMBER", *match.span(1), SCORE)
+
+
+def labelled_places(text: str) -> Iterator[Found]:
+    """`LOCATION`s. Linear in the text's length."""
+    for match in _PLACE.finditer(text):
+        yield Found("LOCATION", *match.span(1), SCORE)

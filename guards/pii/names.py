@@ -40,7 +40,9 @@ NAME_KINDS: Final = frozenset(_KINDS.values())
 
 _GREETINGS: Final = r"miss|sir|madam|dear|hi|hello|hey|thanks|sincerely|regards|producer|name|nombre"
 _LEADING: Final = re.compile(rf"(?:[\s\"'“”‘’`(*_–—-]+|(?:{_GREETINGS})\b[.,:]*\s+)+", re.IGNORECASE)
-_TRAILING: Final = re.compile(r"(?:['’`]s|\s(?:[Ss]uite|[Aa]pt)\b|[\s.,;:!?\"“”'’`()*_–—-])+$")
+_TRAILING: Final = re.compile(
+    r"(?:['’`]s|\s(?:[Ss]uite|[Aa]pt|N[º°o]\w*|Correo|E-?mail|Hospital)(?!\w)|[\s.,;:!?\"“”'’`()*_–—-])+$"
+)
 _FORBIDDEN: Final = re.compile(r"[@\d<>{}\[\]|=/\\_#*%$^~;:]")
 _LETTER: Final = re.compile(r"[A-Za-z\u00c0-\u024f\u0370-\u052f\u1e00-\u1eff]")
 _CAPITAL: Final = re.compile(rf"[{CAPITALS}]")
@@ -104,7 +106,7 @@ def names(text: str, entities: Sequence[Entity], kinds: Collection[Kind]) -> Ite
 
 
 def _has_first_name(name: str) -> bool:
-    return any(fold(word).text.lower() in first_names() for word in name.split())
+    return any(word[:1].isupper() and fold(word).text.lower() in first_names() for word in name.split())
 
 
 def with_title(text: str, found: Found) -> Found:

@@ -13,6 +13,6 @@ PARTICLES: Final = (
     r"(?:da|das|de|del|della|der|den|di|do|dos|du|e|el|la|las|le|los|ten|ter|van|von|vom|zu|y|i|bin|ibn|al)"
 )
 
-NAME_WORD: Final = rf"[{CAPITALS}](?:[^\W\d_]|['’‘-](?=[^\W\d_]{{2}})){{1,40}}"
+NAME_WORD: Final = rf"[{CAPITALS}](?:[^\W\d_ªº]|['’‘-](?=[^\W\d_]{{2}})){{1,40}}"
 NAME: Final = rf"{NAME_WORD}(?: (?:[{CAPITALS}]\. ?){{0,2}}(?:{PARTICLES} ){{0,3}}{NAME_WORD}){{0,3}}"
 """One to four capitalised words, with initials and particles between them."""
