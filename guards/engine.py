@@ -17,6 +17,7 @@ import msgspec
 from guards.artifacts import Artifacts, Cache
 from guards.errors import ConfigError
 from guards.guard import Guard, Result, build
+from guards.masking import Hasher
 from guards.models import ModelStore
 from guards.policy import Policy, options_of
 from guards.text import texts_of
@@ -61,6 +62,7 @@ class Engine:
     ``guards``: ready-made guards by name; default: those that the policy names, built with the profile's ``options``
     from ``models`` (blocks for seconds while models load; raises `ModelMissingError`, `ConfigError`).
     ``on_error(guard, exception)`` is told of exceptions that guards raised; they count as `FailureCode.ERROR`.
+    ``hasher``: for rules with ``mask: hash``; without one they replace by the kind's name.
     """
 
     def __init__(
@@ -71,12 +73,14 @@ class Engine:
         models: ModelStore | None = None,
         options: Mapping[str, Mapping[str, Any]] | None = None,
         on_error: OnError | None = None,
+        hasher: Hasher | None = None,
     ) -> None:
         models = models or ModelStore()
         self._build = None if guards is not None else partial(build, options=options or {}, models=models)
         self.guards: Mapping[str, Guard] = dict(guards or {})
         self.artifacts = Artifacts(models.encoder, models.entities)
         self.on_error = on_error
+        self.hasher = hasher
         self._verdicts: Cache[Result] = Cache(VERDICT_CACHE_ENTRIES)
         self._options: Cache[Any] = Cache(1_000)
         self.adopt(policy)
@@ -349,7 +353,7 @@ class Scan:
         for artifact in ("embeddings", "entities"):
             if artifact in self._spent_ms:
                 guards_ms[artifact] = round(self._spent_ms[artifact] / len(self._items), 3)
-        verdict = policy.decide(findings, failed, item.stage)
+        verdict = policy.decide(findings, failed, item.stage, self._digest(item))
         ended = self._ended if self._ended is not None else perf_counter()
         return Decision(
             decision=verdict.decision,
@@ -362,6 +366,17 @@ class Scan:
             findings=tuple(findings),
             timing=Timing(round((ended - self._began) * 1000, 3), guards_ms),
         )
+
+    def _digest(self, item: Item) -> Callable[[Span], str] | None:
+        hasher = self._engine.hasher
+        if hasher is None:
+            return None
+
+        def digest(span: Span) -> str:
+            texts = {text.location: text.text for text in texts_of(item.exchange, item.stage)}
+            return hasher(item.exchange.tenant, texts[span.location][span.start : span.end])
+
+        return digest
 
     def _outcome(self, job: _Job, units: Sequence[tuple[object, Unit]]) -> tuple[list[Finding], Failure | None]:
         """What a guard saw in one item, and its first failure: one text that it could not see makes it a failure,

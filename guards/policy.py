@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -19,6 +19,7 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from guards.errors import PolicyError
+from guards.masking import Operator, replacement
 from guards.strict import load_yaml, nearest, problems_of
 from guards.text import merge_redactions
 from guards.types import (
@@ -28,6 +29,7 @@ from guards.types import (
     PolicyRef,
     Reason,
     Redaction,
+    Span,
     Stage,
     Verdict,
 )
@@ -81,7 +83,21 @@ class GuardRule(_Strict):
     stages: tuple[Stage, ...] = Field(STAGES, description="Stages; default: both.")
     threshold: float | None = Field(None, ge=0, le=1, description="Default: the guard's.")
     action: Action
+    mask: Operator | dict[str, Operator] = Field(
+        "replace",
+        description="What `redact` leaves: `replace` the kind's name, `mask` asterisks, `hash` the kind's name and a keyed"
+        " hash, the same for the same text; for all kinds, or by kind (others: `replace`).",
+    )
     shadow: bool = Field(False, description="Decide and record, but do not enforce.")
+
+    @model_validator(mode="after")
+    def _masks_what_it_redacts(self) -> GuardRule:
+        if "mask" in self.model_fields_set and self.action is not Action.REDACT:
+            raise ValueError(f"mask goes with the action redact, and this rule's is {self.action}")
+        return self
+
+    def mask_of(self, kind: str) -> Operator:
+        return self.mask if isinstance(self.mask, str) else self.mask.get(kind, "replace")
 
 
 class Selector(_Strict):
@@ -263,20 +279,33 @@ class Policy:
     def threshold(self, rule: GuardRule) -> float:
         return self.document.guards[rule.guard].threshold if rule.threshold is None else rule.threshold
 
-    def decide(self, findings: Iterable[Finding], failures: Iterable[Failed], stage: Stage) -> Verdict:
+    def decide(
+        self,
+        findings: Iterable[Finding],
+        failures: Iterable[Failed],
+        stage: Stage,
+        digest: Callable[[Span], str] | None = None,
+    ) -> Verdict:
         """Findings and failures of one stage → a verdict. Call it on a resolved policy. Pure.
 
         The strictest enforced rule that matches decides. A failure of a guard whose ``on_failure`` says ``block`` is
         a reason to block, with the kind ``failure:<code>``. What shadow rules would have done is listed apart.
+        ``digest``: a span → the keyed hash of its text, for rules with ``mask: hash``; without it those replace.
         """
         findings = tuple(findings)
         enforced: list[Reason] = []
         shadowed: list[Reason] = []
+        redactions: list[Redaction] = []
         for rule in self.document.rules:
             if stage not in rule.stages:
                 continue
-            target = shadowed if rule.shadow or self.document.shadow else enforced
-            target.extend(self._reasons(rule, findings))
+            reasons = self._reasons(rule, findings)
+            if rule.shadow or self.document.shadow:
+                shadowed.extend(reasons)
+                continue
+            enforced.extend(reasons)
+            if rule.action is Action.REDACT:
+                redactions.extend(_redaction(rule, span, digest) for reason in reasons for span in reason.spans)
         for failed in failures:
             settings = self.document.guards[failed.guard]
             action = settings.failure_action(stage)
@@ -284,15 +313,8 @@ class Policy:
                 reason = Reason(failed.guard, f"failure:{failed.code}", "on_failure", 1.0, 0.0, action)
                 (shadowed if self.document.shadow else enforced).append(reason)
         decision = max((reason.action for reason in enforced), key=lambda a: a.severity, default=Action.ALLOW)
-        redactions: tuple[Redaction, ...] = ()
-        if decision is Action.REDACT:
-            redactions = merge_redactions(
-                Redaction(span.location, span.start, span.end, f"<{span.kind}>")
-                for reason in enforced
-                if reason.action is Action.REDACT
-                for span in reason.spans
-            )
-        return Verdict(decision, tuple(enforced), tuple(shadowed), redactions)
+        merged = merge_redactions(redactions) if decision is Action.REDACT else ()
+        return Verdict(decision, tuple(enforced), tuple(shadowed), merged)
 
     def _reasons(self, rule: GuardRule, findings: tuple[Finding, ...]) -> list[Reason]:
         threshold = self.threshold(rule)
@@ -314,6 +336,13 @@ class Policy:
             )
             for kind, matching in by_kind.items()
         ]
+
+
+def _redaction(rule: GuardRule, span: Span, digest: Callable[[Span], str] | None) -> Redaction:
+    word = replacement(
+        rule.mask_of(span.kind), span.kind, span.end - span.start, None if digest is None else partial(digest, span)
+    )
+    return Redaction(span.location, span.start, span.end, word)
 
 
 def configs_folder() -> Path:

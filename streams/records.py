@@ -54,6 +54,10 @@ class Hasher:
                 self._keys[tenant] = key
         return hmac.digest(key, data, "sha256").hex()[:HASH_HEX_CHARS]
 
+    def mask(self, tenant: str, text: str) -> str:
+        """The digits that stand in redacted text: not those of the evidence, which a caller need not know."""
+        return self.hash(tenant, b"mask:" + text.encode("utf-8", "surrogatepass"))
+
     @property
     def key_id(self) -> str:
         """Tells two keys apart without telling the key: processes of one deployment must agree on it."""

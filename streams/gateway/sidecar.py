@@ -168,7 +168,13 @@ class Sidecar:
             metrics.GUARD_ERRORS.labels(guard).inc()
             self.log.error("a guard raised", guard=guard, error=type(error).__name__)
 
-        engine = Engine(policy, models=ModelStore(), options=self.settings.guards, on_error=on_error)
+        engine = Engine(
+            policy,
+            models=ModelStore(),
+            options=self.settings.guards,
+            on_error=on_error,
+            hasher=self.hasher.mask,
+        )
         engine.warm()
         return engine
 

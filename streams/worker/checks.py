@@ -338,7 +338,7 @@ async def run_checks(settings: Settings) -> int:
             if state["engine"] is not None:
                 state["engine"].adopt(policy)
                 return
-            engine = Engine(policy, options=settings.guards, on_error=on_error)
+            engine = Engine(policy, options=settings.guards, on_error=on_error, hasher=hasher.mask)
             engine.warm()
             state["engine"] = engine
 
