@@ -10,7 +10,7 @@ from guards.artifacts import Artifacts
 from guards.errors import ConfigError, ModelMissingError
 from guards.guard import NoOptions
 from guards.models import ModelStore
-from guards.toxicity import MAX_PART_CHARS, ToxicityGuard, build
+from guards.toxicity import MAX_PART_CHARS, OPENING_CHARS, ToxicityGuard, build
 from guards.types import Exchange, Failure, Hit, Stage, Text, Unit
 
 INSULT = "You are a stupid idiot."
@@ -22,8 +22,15 @@ def guard() -> ToxicityGuard:
     return build({}, ModelStore())
 
 
-def hit(guard: ToxicityGuard, text: str) -> Hit:
-    (result,) = guard.check([Unit((Text(text, "user"),), Exchange(), "request")], NoOptions(), Artifacts(None, None))
+ARTIFACTS = Artifacts(ModelStore().encoder, None)
+
+
+def unit(text: str, role: str = "user") -> Unit:
+    return Unit((Text(text, role),), Exchange(), "request")
+
+
+def hit(guard: ToxicityGuard, text: str, role: str = "user") -> Hit:
+    (result,) = guard.check([unit(text, role)], NoOptions(), ARTIFACTS)
     assert not isinstance(result, Failure)
     (only,) = result
     return only
@@ -34,6 +41,25 @@ def test_every_text_gets_a_score(guard: ToxicityGuard) -> None:
     assert hit(guard, "Thank you, that was very helpful!").score < 0.1
     assert hit(guard, "").score < 0.1
     assert hit(guard, "").kind == "toxicity"
+
+
+@pytest.mark.parametrize(
+    "text", ["People like you should not be allowed to live.", "Nobody wants you here, crawl back under your rock."]
+)
+def test_what_is_hostile_without_a_swear_word_is_seen(guard: ToxicityGuard, text: str) -> None:
+    assert hit(guard, text).score > 2 * hit(guard, text, "tool").score
+
+
+@pytest.mark.parametrize("term", ["gay", "homosexual", "Muslim", "Jewish", "Black", "transgender", "blind"])
+def test_naming_a_group_is_not_toxic(guard: ToxicityGuard, term: str) -> None:
+    assert hit(guard, f"My colleague is a {term} woman and explained the project to me.").score < 0.3
+    assert hit(guard, f"All {term} people are filthy scum and should be shot.").score > 0.7
+
+
+def test_the_head_reads_the_opening_that_is_announced(guard: ToxicityGuard) -> None:
+    long = FILLER * 100
+    assert guard.needs(unit(long), NoOptions()).embed == (long[:OPENING_CHARS],)
+    assert guard.needs(unit(long, "tool"), NoOptions()).embed == ()
 
 
 def test_the_range_of_a_short_text_is_the_whole(guard: ToxicityGuard) -> None:

@@ -1,0 +1,35 @@
+"""Read a head's weights: safetensors, which hold numbers and nothing that could run."""
+
+from __future__ import annotations
+
+import math
+from importlib.resources import files
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Head", "load_head", "logistic"]
+
+
+class Head(NamedTuple):
+    """Tensors by name as float32, and a digest of the file for the guard's version."""
+
+    tensors: dict[str, npt.NDArray[np.float32]]
+    digest: str
+
+
+def load_head(name: str) -> Head:
+    """The head `guards/heads/<name>.safetensors`, which is a part of the package."""
+    import hashlib
+
+    from safetensors.numpy import load
+
+    raw = files("guards.heads").joinpath(f"{name}.safetensors").read_bytes()
+    tensors = {key: tensor.astype(np.float32) for key, tensor in load(raw).items()}
+    return Head(tensors, hashlib.sha256(raw).hexdigest()[:12])
+
+
+def logistic(x: float) -> float:
+    """1 / (1 + e^-x), for any x."""
+    return 1 / (1 + math.exp(-min(max(x, -60.0), 60.0)))
