@@ -51,6 +51,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "json_schema": {"schema": {"required": ["to"]}},
     "tool_calls": {"allowed": ["look*"], "argument_schemas": {"lookup": {"required": ["to"]}}},
     "regex": {"patterns": [{"name": "word", "pattern": r"\w+"}, {"name": "no_end", "pattern": "$x", "required": True}]},
+    "topics": {"topics": [{"name": "money", "description": "Bills and payments.", "examples": ["Pay the invoice."]}]},
     "terms": {"lists": [{"name": "words", "terms": ["invoice", "Köln", "idiot"]}]},
 }
 
