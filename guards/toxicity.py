@@ -13,6 +13,7 @@ import math
 import re
 import threading
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
@@ -136,8 +137,14 @@ class Lexical:
     def __init__(self) -> None:
         from profanity_check import profanity_check
 
-        self._vectorizer = profanity_check.vectorizer
-        self._model = profanity_check.model
+        vectorizer, folds = profanity_check.vectorizer, profanity_check.model.calibrated_classifiers_
+        self._words = vectorizer.build_analyzer()
+        self._vocabulary: Mapping[str, int] = vectorizer.vocabulary_
+        self._idf = np.asarray(vectorizer.idf_)
+        self._weights = np.stack([fold.estimator.coef_.ravel() for fold in folds], axis=1)
+        self._intercepts = np.array([fold.estimator.intercept_[0] for fold in folds])
+        self._slopes = np.array([fold.calibrators[0].a_ for fold in folds])
+        self._offsets = np.array([fold.calibrators[0].b_ for fold in folds])
 
     def log_odds(self, pieces: Sequence[str]) -> npt.NDArray[np.float64]:
         """Texts → log odds of being toxic, shape (n,), within ±20."""
@@ -149,9 +156,20 @@ class Lexical:
         return odds
 
     def _raw(self, pieces: Sequence[str]) -> npt.NDArray[np.float64]:
-        risk = self._model.predict_proba(self._vectorizer.transform(pieces))[:, 1]
+        # What the package's `predict_prob` does, without its checks: these take 5 ms a call, this takes 0.05 ms.
+        margins = np.array([self._margins(piece) for piece in pieces]).reshape(len(pieces), len(self._slopes))
+        risk = np.mean(1 / (1 + np.exp(self._slopes * margins + self._offsets)), axis=1)
         risk = np.clip(np.asarray(risk, dtype=np.float64), 2e-9, 1 - 2e-9)
         return np.asarray(np.log(risk) - np.log1p(-risk))
+
+    def _margins(self, piece: str) -> npt.NDArray[np.float64]:
+        """One text → the distance to each fold's hyperplane, shape (folds,)."""
+        known = Counter(index for word in self._words(piece) if (index := self._vocabulary.get(word)) is not None)
+        if not known:
+            return self._intercepts
+        indices = np.fromiter(known, dtype=np.intp, count=len(known))
+        weights = np.fromiter(known.values(), dtype=np.float64, count=len(known)) * self._idf[indices]
+        return np.asarray(weights / np.linalg.norm(weights) @ self._weights[indices] + self._intercepts)
 
 
 class LinearBackend:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from guards.artifacts import Artifacts
 from guards.errors import ConfigError, ModelMissingError
 from guards.guard import NoOptions
 from guards.models import ModelStore
-from guards.toxicity import MAX_PART_CHARS, OPENING_CHARS, ToxicityGuard, build
+from guards.toxicity import MAX_PART_CHARS, OPENING_CHARS, Lexical, ToxicityGuard, build
 from guards.types import Exchange, Failure, Hit, Stage, Text, Unit
 
 INSULT = "You are a stupid idiot."
@@ -119,3 +122,12 @@ def test_unknown_options_and_backends_are_refused() -> None:
         build({"backend": "perspective"}, ModelStore())
     with pytest.raises(ConfigError, match="backend"):
         build({"backnd": "detoxify"}, ModelStore())
+
+
+@given(st.lists(st.text(max_size=60) | st.sampled_from(["you idiot", "what the hell", "a kind person"]), max_size=4))
+def test_the_words_weigh_what_the_package_says(texts: list[str]) -> None:
+    from profanity_check import predict_prob
+
+    odds = Lexical()._raw(texts)
+    expected = predict_prob(texts) if texts else []
+    assert 1 / (1 + np.exp(-odds)) == pytest.approx(expected, abs=1e-8)
