@@ -31,12 +31,14 @@ _SPEECH: Final = r"said|says|asked|asks|replied|shouted|told|wrote|explained|whi
 # Names that people announce are taken in lower case too; the rest wants capitals.
 _ANNOUNCED: Final = (
     re.compile(
-        r"\b(?i:(?:my|his|her|their|your|the) (?:full |first |last |maiden |real |nick)?name(?: is|['’]s|:)|(?:me|her|him)"
+        r"\b(?i:(?:my|his|her|their|your|the) (?:full |first |last |maiden |real |nick)?name(?: is|['’]s|:)"
+        r"|(?:me|her|him)"
         r" llamo|me llamo|mi nombre es|je m['’]appelle|mon nom est|ich heiße|mein name ist|mi chiamo|il mio nome è)"
         rf" (?:(?:Mr|Mrs|Ms|Miss|Dr)\.? )?{_ANY_NAME}"
     ),
     re.compile(
-        r"(?:^|[.,;>|?\n\-])[ \t]*(?i:(?:full |first |last |customer |client |patient |contact |user )?name|surname|nombre"
+        r"(?:^|[.,;>|?\n\-])[ \t]*(?i:(?:full |first |last |customer |client |patient |contact |user )?name"
+        r"|surname|nombre"
         r"|apellidos?|nom|prénom|vorname|nachname|nome|cognome|paciente|patient|user|customer|client|from|to|cc|attn"
         r"|m[ée]dico|remitido por|responsable cl[ií]nico|firmado|autor(?:es)?|arzt|patientin|ansprechpartner)[ \t]*:"
         rf"[ \t]*(?:(?:Mr|Mrs|Ms|Miss|Dr|Dra|D|Dña|Sr|Sra|Herr|Frau)\.? )?{_ANY_NAME}"
@@ -46,7 +48,8 @@ _CUES: Final = (
     re.compile(rf"(?<!\w)(?:Mr|Mrs|Ms|Miss|Mx|Dr|Dra|Prof|Sr|Sra|Srta|Herr|Frau|Mme|Mlle|Dña)\b\.? {{1,2}}({NAME})"),
     re.compile(rf"\b(?i:my|his|her|our|your|their) (?:{_RELATIVES}),? ({NAME})"),
     re.compile(
-        rf"(?<!\w)({NAME})['’]s (?:address|phone|e-?mail|number|birthday|account|house|name|wife|husband|mother|father|son|daughter)\b"
+        rf"(?<!\w)({NAME})['’]s (?:address|phone|e-?mail|number|birthday|account|house|name|wife|husband|mother"
+        rf"|father|son|daughter)\b"
     ),
     re.compile(rf"\b(?i:call(?:s|ed|ing)?|named?|names) (?:me|him|her) ({NAME})"),
     re.compile(rf"\b(?:{_SPEECH}) ({NAME})(?=\s*(?:[.,;:!?\"”]|to\b|$))"),
@@ -62,6 +65,9 @@ _THINGS: Final = re.compile(
     r"|valley|beach|museum|theat(?:er|re)|stadium|center|centre|foundation|institute|association|award|prize|act|law"
     r"|theorem|equation|syndrome|disease|effect|scale|index|method|algorithm|model|war|day|festival|cup|league|records"
     r"|studios?|pictures|airlines?|motors?|store|shop|restaurant|cafe|pizza|bar|club|house|tower|building|plaza)\b"
+)
+_BEFORE_PLACES: Final = frozenset(
+    ["san", "santa", "santo", "saint", "st", "los", "las", "puerto", "new", "fort", "mount", "port", "lake", "el"]
 )
 _RUN: Final = re.compile(rf"(?<![\w.@/-]){NAME}(?![\w@/])")
 _BETWEEN: Final = re.compile(r",\s{1,2}(?:(?:and|or|&)\s)?|\s(?:and|or|&|y|und|et|e)\s")
@@ -161,7 +167,7 @@ def _first_names(text: str, runs: Sequence[_Run]) -> Iterator[Found]:
     for run in runs:
         words = [(match.group(), run.start + match.start()) for match in _WORD.finditer(text[run.start : run.end])]
         at = next((i for i, (word, _) in enumerate(words) if word.lower() in given), None)
-        if at is None or _is_thing(text, run):
+        if at is None or _is_thing(text, run) or (at > 0 and words[at - 1][0].lower() in _BEFORE_PLACES):
             continue
         if at == 0 and len(words) > 1:
             yield Found("PERSON", run.start, run.end, FULL_NAME_SCORE)

@@ -12,10 +12,10 @@ import pytest
 from guards.artifacts import Artifacts, Entity
 from guards.errors import ConfigError
 from guards.guard import Needs
+from guards.masking import MAX_MASK_CHARS, replacement
 from guards.models import ModelStore
 from guards.pii import Options, PiiGuard, build
 from guards.pii.found import Found, Kind, Places, settle
-from guards.masking import MAX_MASK_CHARS, replacement
 from guards.pii.names import names
 from guards.types import Exchange, Failure, Text, Unit
 
