@@ -126,7 +126,7 @@ _CUE: Final = re.compile(
     r"|domicilio|direcci[oó]n|dirección postal|vive en|vivo en|adresse|anschrift|wohnhaft in|wohnt in|wohne in"
     r"|indirizzo|residente in"
     r"|abita in|abito in|habite(?: au)?|domicilié(?:e)? (?:au|à)|demeurant(?: au| à)?|adres|endereço|morada"
-    r"|what's the address\?|address\?)"
+    r"|address\?)"
     r"(?:[ \t]*:)?[ \t]*\n{0,2}[ \t]*"
 )
 # A form's field is an address up to the end of its line.
@@ -146,7 +146,7 @@ _TAIL: Final = re.compile(
     rf"|,? (?:\d{{4,6}},? )?{_W}(?:[ -](?:{_FEW})?{_W}){{0,3}},? (?:[A-Z]{{2,3}} )?\d{{4,6}}(?:-\d{{4}})?\b"
     rf"|, {_W}(?: {_W}){{0,2}}, [A-Z]{{2}}\b(?: \d{{5}}(?:-\d{{4}})?\b)?"
     rf"|, \d{{4,5}} {_W}(?: {_W})?"
-    rf"|,? [A-Z]{{1,2}}\d[A-Z\d]? ?\d[A-Z]{{2}}\b"
+    rf"|(?:,? {_W}(?: {_W}){{0,2}})?,? [A-Z]{{1,2}}\d[A-Z\d]? ?\d[A-Z]{{2}}\b"
     rf"|, {_W}(?: (?:{_FEW})?{_W}){{0,4}}(?: \d{{4,6}}\b)?(?=\s*(?:[.,;:?!)\n]|$|\b(?:for|last|in|and|as|please)\b))"
 )
 _TAIL_TOWN: Final = re.compile(
@@ -155,7 +155,7 @@ _TAIL_TOWN: Final = re.compile(
 _LINE: Final = re.compile(
     rf"(?P<break>[ \t]*\n[ \t]*(?:[>|?*]{{1,4}}[ \t]{{0,2}}|,[ \t]?)?)(?P<body>(?i:{_UNIT})|(?:\d{{4,6}} )?"
     rf"(?:{_W}|[A-Z]{{2,3}})(?:[ ,-]{{1,2}}(?:{_FEW}"
-    rf"|[{CAPITALS}])[\w.'’-]*){{0,6}}(?:,? \d{{4,6}}(?:-\d{{4}})?)?|\d{{4,6}})(?=[ \t]*(?:\n|$|[.,;:?!)]"
+    rf"|[{CAPITALS}])[\w.'’-]*){{0,6}}(?:,? \d{{4,6}}(?:-\d{{4}})?)?|\d{{4,6}})(?=[ \t]*(?:\n|$|[.,;?!)]"
     rf"|\b(?:for|last|in|and|as|please)\b))"
 )
 _BLANK_LINE_MORE: Final = re.compile(
@@ -166,6 +166,7 @@ _LINE_BEFORE: Final = re.compile(
     rf"(?:\d{{1,5}}[A-Za-z]? [^\n>|?*:,]{{2,40}}|(?:{_W}|{_FEW})(?: ?(?:{_W}"
     rf"|{_FEW})){{0,5}} {_NUMBER}\.?),?[ \t]*\n?[ \t>|?*]{{0,8}}$"
 )
+_FULL_STOP: Final = re.compile(r"[^\W\d_]{5}\.$")
 MAX_LINES: Final = 4  # of a postal address after its street
 _BEFORE_CHARS: Final = 64
 
@@ -300,6 +301,8 @@ def _grown(text: str, start: int, end: int, score: float) -> Found:
         end = line.end()
     if (more := _BLANK_LINE_MORE.match(text, end)) is not None:
         end = more.end()
+    if _FULL_STOP.search(text, start, end):  # a sentence's, no abbreviation's
+        end -= 1
     return Found("STREET_ADDRESS", start, end, score)
 
 

@@ -38,7 +38,7 @@ _KINDS: Final[Mapping[str, Kind]] = {
 
 NAME_KINDS: Final = frozenset(_KINDS.values())
 
-_GREETINGS: Final = r"miss|sir|madam|dear|hi|hello|hey|thanks|sincerely|regards|producer|name|nombre"
+_GREETINGS: Final = r"miss|sir|madam|dear|hi|hello|hey|thanks|sincerely|regards|name|nombre"
 _LEADING: Final = re.compile(rf"(?:[\s\"'“”‘’`(*_–—-]+|(?:{_GREETINGS})\b[.,:]*\s+)+", re.IGNORECASE)
 _TRAILING: Final = re.compile(
     r"(?:['’`]s|\s(?:[Ss]uite|[Aa]pt|N[º°o]\w*|Correo|E-?mail|Hospital)(?!\w)|[\s.,;:!?\"“”'’`()*_–—-])+$"
