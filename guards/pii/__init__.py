@@ -21,7 +21,7 @@ from guards.pii.addresses import addresses
 from guards.pii.dates import dates
 from guards.pii.found import DEFAULT_KINDS, Found, Kind, Places, joined, settle
 from guards.pii.labelled import labelled_numbers, labelled_places
-from guards.pii.names import NAME_KINDS, may_name, names, with_title
+from guards.pii.names import NAME_KINDS, is_foreign, may_name, names, with_title
 from guards.pii.national import NATIONAL
 from guards.pii.patterns import GENERAL, PatternScanner
 from guards.pii.persons import beside_persons, persons
@@ -134,17 +134,20 @@ class PiiGuard:
         yield from self._names(text, options, artifacts)
 
     def _names(self, text: str, options: Options, artifacts: Artifacts) -> Iterator[Found]:
+        parts = self._parts(text, options)
         entities = [
             Entity(entity.start + part.start, entity.end + part.start, entity.label)
-            for part in self._parts(text, options)
+            for part in parts
             for entity in artifacts.entities(text[part.start : part.end])
         ]
-        found = list(names(text, entities, options.kinds))
+        foreign = bool(parts) and is_foreign(text)
+        found = list(names(text, entities, options.kinds, foreign=foreign))
         if "PERSON" in options.kinds:
             self._count(text, options, found)
-            found += persons(text)
-            sure = [item for item in found if item.kind == "PERSON" and item.score >= SURE_SCORE]
-            found += beside_persons(text, sure)
+            found += persons(text, foreign=foreign)
+            if not foreign:
+                sure = [item for item in found if item.kind == "PERSON" and item.score >= SURE_SCORE]
+                found += beside_persons(text, sure)
         yield from (item for item in found if item.kind != "PERSON")
         for item in joined(item for item in found if item.kind == "PERSON"):
             yield with_title(text, item)

@@ -132,8 +132,8 @@ COMMON_WORDS: Final = frozenset(
     word words work working world worry worse worst would wouldn wow write writing wrong ya yay yea yeah year years
     yep yes yesterday yet yikes you young your youre yours yourself youth yup zero
 
-    correo hospital servicio email telefono calle localidad provincia domicilio datos apt suite avenue boulevard tel
-    fax iban ssn zip cvv pin dob
+    correo hospital servicio email telefono calle localidad provincia domicilio datos apt chrome edge firefox opera
+    safari suite avenue boulevard tel fax iban ssn zip cvv pin dob
 
     african african-american alien american americans arab arabic asian asians australian black brazilian british
     buddhist canadian catholic chinese christians democrat democrats dutch english european europeans french germans

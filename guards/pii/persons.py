@@ -16,6 +16,7 @@ __all__ = ["beside_persons", "persons"]
 CUE_SCORE: Final = 0.7  # `my name is …`, `Mr. …`
 FULL_NAME_SCORE: Final = 0.7  # a first name and more capitalised words
 FIRST_NAME_SCORE: Final = 0.55  # a first name alone, capitalised
+FOREIGN_FIRST_NAME_SCORE: Final = 0.45
 LISTED_SCORE: Final = 0.55  # in a list with a person
 LOWER_CASE_SCORE: Final = 0.6  # first name and surname
 LOWER_FIRST_SCORE: Final = 0.4  # under the usual threshold: too many are words
@@ -85,8 +86,11 @@ class _Run(NamedTuple):
     end: int
 
 
-def persons(text: str) -> Iterator[Found]:
-    """Persons by cue or first name; they may overlap. Linear in the text's length."""
+def persons(text: str, *, foreign: bool = False) -> Iterator[Found]:
+    """Persons by cue or first name; they may overlap. Linear in the text's length.
+
+    ``foreign``: not English. There a first name alone is more often a word (and in German every noun has a capital).
+    """
     for cue in _ANNOUNCED:
         for match in cue.finditer(text):
             yield from _announced(text, *match.span(1))
@@ -100,12 +104,12 @@ def persons(text: str) -> Iterator[Found]:
     for match in _LOWER_TITLE.finditer(text):
         more = match.group(2) in surnames() and match.group(2) not in COMMON_WORDS if match.group(2) else False
         yield Found("PERSON", match.start(1), match.end(2 if more else 1), CUE_SCORE)
-    yield from _first_names(text, runs)
+    yield from _first_names(text, runs, FOREIGN_FIRST_NAME_SCORE if foreign else FIRST_NAME_SCORE)
     yield from _lower_case(text)
 
 
 def beside_persons(text: str, found: Sequence[Found]) -> Iterator[Found]:
-    """Names in one list with a person of ``found``: of `Ewe, Mary and Oduya` the model knows one."""
+    """Names in one list with a person of ``found``: of `Ewe, Mary and Oduya` the model knows one. For English text."""
     runs = _runs(text)
     if len(runs) < 2 or not found:
         return
@@ -162,7 +166,7 @@ def _announced(text: str, start: int, end: int) -> Iterator[Found]:
         yield Found("PERSON", start, end if more else start + len(words[0]), CUE_SCORE)
 
 
-def _first_names(text: str, runs: Sequence[_Run]) -> Iterator[Found]:
+def _first_names(text: str, runs: Sequence[_Run], alone_score: float) -> Iterator[Found]:
     given = first_names()
     for run in runs:
         words = [(match.group(), run.start + match.start()) for match in _WORD.finditer(text[run.start : run.end])]
@@ -172,7 +176,7 @@ def _first_names(text: str, runs: Sequence[_Run]) -> Iterator[Found]:
         if at == 0 and len(words) > 1:
             yield Found("PERSON", run.start, run.end, FULL_NAME_SCORE)
         elif len(words) > 1 or not text[run.start : run.end].isupper():
-            yield Found("PERSON", words[at][1], run.end, FIRST_NAME_SCORE)
+            yield Found("PERSON", words[at][1], run.end, alone_score)
 
 
 def _lower_case(text: str) -> Iterator[Found]:
