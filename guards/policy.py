@@ -85,8 +85,8 @@ class GuardRule(_Strict):
     action: Action
     mask: Operator | dict[str, Operator] = Field(
         "replace",
-        description="What `redact` leaves: `replace` the kind's name, `mask` asterisks, `hash` the kind's name and a keyed"
-        " hash, the same for the same text; for all kinds, or by kind (others: `replace`).",
+        description="What `redact` leaves: `replace` the kind's name, `mask` asterisks, `hash` the kind's name and a"
+        " keyed hash, the same for the same text; for all kinds, or by kind (others: `replace`).",
     )
     shadow: bool = Field(False, description="Decide and record, but do not enforce.")
 

@@ -1,4 +1,4 @@
-"""Personal data: patterns, `phonenumbers`, addresses, names, and the shared entity model, each where it can find something.
+"""Personal data: patterns, `phonenumbers`, addresses, names and the shared entity model, each where it can be right.
 
 Nothing here uses the network or torch. The entity model is English; e-mail addresses, numbers and accounts are found
 in any language.
@@ -21,7 +21,7 @@ from guards.pii.addresses import addresses
 from guards.pii.dates import dates
 from guards.pii.found import DEFAULT_KINDS, Found, Kind, Places, joined, settle
 from guards.pii.labelled import labelled_numbers, labelled_places
-from guards.pii.names import NAME_KINDS, may_name, names, with_title
+from guards.pii.names import NAME_KINDS, is_foreign, may_name, names, with_title
 from guards.pii.national import NATIONAL
 from guards.pii.patterns import GENERAL, PatternScanner
 from guards.pii.persons import beside_persons, persons
@@ -66,8 +66,9 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class PiiGuard:
     """Finds personal data in what users, tools and the model write; one hit per entity, kinds by Presidio's names.
 
-    Scores: 1.0 where a checksum holds, 0.85 for names, 0.6 to 0.95 for well-formed numbers, 0.3 to 0.5 for what may be
-    something else. Redaction at 0.5 is what they are made for.
+    Scores: 1.0 where a checksum holds, 0.9 for addresses, 0.85 for names that the model sees, 0.55 to 0.7 for other
+    names, 0.6 to 0.95 for well-formed numbers, 0.3 to 0.5 for what may be something else. Redaction at 0.5 is what they
+    are made for. ``screen`` counts what the entity model was spared, and what that missed.
     """
 
     name = "pii"
@@ -93,7 +94,7 @@ class PiiGuard:
         return Needs(parse=tuple(text[part.start : part.end] for part in self._parts(text, options)))
 
     def _parts(self, text: str, options: Options) -> tuple[Window, ...]:
-        """What the entity model reads of the text: all of it for places and dates, for persons what the screen leaves."""
+        """What the entity model reads: all of the text for places and dates, for persons what the screen leaves."""
         asked = NAME_KINDS.intersection(options.kinds)
         if len(text) > MAX_CHARS or not asked or not may_name(text):
             return ()
@@ -133,17 +134,20 @@ class PiiGuard:
         yield from self._names(text, options, artifacts)
 
     def _names(self, text: str, options: Options, artifacts: Artifacts) -> Iterator[Found]:
+        parts = self._parts(text, options)
         entities = [
             Entity(entity.start + part.start, entity.end + part.start, entity.label)
-            for part in self._parts(text, options)
+            for part in parts
             for entity in artifacts.entities(text[part.start : part.end])
         ]
-        found = list(names(text, entities, options.kinds))
+        foreign = bool(parts) and is_foreign(text)
+        found = list(names(text, entities, options.kinds, foreign=foreign))
         if "PERSON" in options.kinds:
             self._count(text, options, found)
-            found += persons(text)
-            sure = [item for item in found if item.kind == "PERSON" and item.score >= SURE_SCORE]
-            found += beside_persons(text, sure)
+            found += persons(text, foreign=foreign)
+            if not foreign:
+                sure = [item for item in found if item.kind == "PERSON" and item.score >= SURE_SCORE]
+                found += beside_persons(text, sure)
         yield from (item for item in found if item.kind != "PERSON")
         for item in joined(item for item in found if item.kind == "PERSON"):
             yield with_title(text, item)

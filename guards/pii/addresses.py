@@ -46,22 +46,29 @@ _CONTEXT: Final = (
 )
 
 _W: Final = rf"[{CAPITALS}][\w.'’-]{{0,30}}"  # a capitalised word
-_FEW: Final = r"(?:(?:d|l|dell|all)['’]|(?:and|de|del|della|dei|di|da|das|do|dos|des|du|la|las|le|les|los|el|et|y|i|of|the|van|den|der|am|an|im|zum|zur) )"
+_FEW: Final = (
+    r"(?:(?:d|l|dell|all)['’]|(?:and|de|del|della|dei|di|da|das|do|dos|des|du|la|las|le|les|los|el|et|y|i|of|the|van"
+    r"|den|der|am|an|im|zum|zur) )"
+)
 _SUFFIX: Final = (
-    r"street|st|avenue|ave|av|road|rd|boulevard|blvd|lane|ln|drive|dr|court|ct|circle|cir|place|pl|square|sq|terrace|ter"
+    r"street|st|avenue|ave|av|road|rd|boulevard|blvd|lane|ln|drive|dr|court|ct|circle|cir|place|pl|square|sq"
+    r"|terrace|ter"
     r"|trail|trl|parkway|pkwy|highway|hwy|crescent|cres|close|grove|gardens|mews|row|hill|rise|esplanade|parade|quay"
     r"|alley|loop|pike|crossing|heights|walk|wharf|way|str"
 )
 _LOW_SUFFIX: Final = r"street|st|avenue|ave|road|rd|boulevard|blvd|lane|ln|drive|court|parkway|highway|crescent|terrace"
 _TYPE: Final = (  # what a street's name begins with
-    r"rue|avenue|boulevard|bd|place|quai|chemin|allée|impasse|passage|cours|via|viale|piazza|piazzale|corso|largo|vicolo"
-    r"|strada|contrada|calle|avda|av|avenida|paseo|plaza|ronda|camino|carretera|ctra|travesía|glorieta|urbanización|rambla|pso"
+    r"rue|avenue|boulevard|bd|place|quai|chemin|allée|impasse|passage|cours|via|viale|piazza|piazzale|corso"
+    r"|largo|vicolo"
+    r"|strada|contrada|calle|avda|av|avenida|paseo|plaza|ronda|camino|carretera|ctra|travesía|glorieta"
+    r"|urbanización|rambla|pso"
     r"|carrer|rúa|rua|travessa|praça|estrada|ul|al|os|pl|ulica|aleja|osiedle|odos"
 )
 _NUMBER: Final = r"\d{1,5}(?:[ /-]?[A-Za-z](?!\w)|/\d{1,4}|-\d{1,5})?"
 _MONTHS: Final = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
 _UNIT: Final = (
-    r"(?:suite|apt|apartment|flat|unit|floor|room|ste|wohnung|piso|puerta|planta|bajo|interno|int|esc|appt|bât|étage|depto)"
+    r"(?:suite|apt|apartment|flat|unit|floor|room|ste|wohnung|piso|puerta|planta|bajo|interno|int|esc|appt|bât"
+    r"|étage|depto)"
     r"\b\.? ?#? ?\d{1,5}[A-Za-z]?|#\d{1,5}\b|\d{1,2}(?:st|nd|rd|th) floor|\d{1,2}[ºª] ?[A-Za-z\d]?\b"
 )
 
@@ -71,32 +78,39 @@ _ENGLISH: Final = re.compile(
     rf"(?: (?:{_W}|\d{{1,3}}(?:st|nd|rd|th))){{1,4}}? (?i:{_SUFFIX})\b\.?(?: (?:[NSEW]|[NS][EW])\b)?(?! [ap]\.?m)"
 )
 _ENGLISH_LOW: Final = re.compile(
-    rf"(?<![\w.,$€£-])(?!(?:1|2) (?:way|lane))\d{{1,5}}[a-z]? (?!(?:miles?|km|years?|days?|minutes?|hours?|feet|meters?|times?"
-    rf"|percent|people|cars|of|on|in|at|to|per|more|other|and|or|a|the)\b)(?:[a-z][a-z.'-]{{1,20}} ){{1,3}}?(?:{_LOW_SUFFIX})\b\.?"
+    rf"(?<![\w.,$€£-])(?!(?:1|2) (?:way|lane))\d{{1,5}}[a-z]? (?!(?:miles?|km|years?|days?|minutes?|hours?|feet"
+    rf"|meters?|times?"
+    rf"|percent|people|cars|of|on|in|at|to|per|more|other|and|or|a"
+    rf"|the)\b)(?:[a-z][a-z.'-]{{1,20}} ){{1,3}}?(?:{_LOW_SUFFIX})\b\.?"
 )
 _NUMBERED: Final = re.compile(  # `98 Tylova 12`: counts only with more of an address behind
-    rf"(?<![\w.,$€£-])\d{{1,5}} (?!(?i:{_MONTHS}))(?:{_W}|{_FEW}|\d{{1,2}}\.)(?: ?(?:{_W}|{_FEW}|[a-z]\.|[a-zà-ÿ]{{2,12}}(?= )))"
+    rf"(?<![\w.,$€£-])\d{{1,5}} (?!(?i:{_MONTHS}))(?:{_W}|{_FEW}|\d{{1,2}}\.)(?: ?(?:{_W}|{_FEW}|[a-z]\."
+    rf"|[a-zà-ÿ]{{2,12}}(?= )))"
     rf"{{0,5}},? {_NUMBER}\.?(?!\w)"
 )
 _ROMANCE: Final = re.compile(
     rf"(?<!\w)(?:{_NUMBER},? (?:bis |ter )?)?(?:\d{{1,3}} )?(?i:c/ ?|(?:{_TYPE})(?:\. ?| ))(?:{_FEW}){{0,3}}{_W}"
-    rf"(?: (?:{_FEW}){{0,3}}{_W}){{0,5}}(?P<number>,? ?(?:n[.ºo°]{{1,2}}|nº|núm\.?|num\.?|numero)? ?(?:{_NUMBER}|[Ss]/[Nn](?!\w)))?"
+    rf"(?: (?:{_FEW}){{0,3}}{_W}){{0,5}}(?P<number>,? ?(?:n[.ºo°]{{1,2}}|nº|núm\.?|num\.?"
+    rf"|numero)? ?(?:{_NUMBER}|[Ss]/[Nn](?!\w)))?"
 )
 _GERMANIC: Final = re.compile(
     rf"(?<!\w)(?:\d{{1,3}} )?(?:{_W} ){{0,3}}(?:[{CAPITALS}][\w'’-]{{0,30}}"
-    r"(?:straße|strasse|str\.|gasse|weg|platz|allee|allé|alléen|ufer|damm|chaussee|brücke|lände|steig|straat|laan|dreef|plein|gracht"
+    r"(?:straße|strasse|str\.|gasse|weg|platz|allee|allé|alléen|ufer|damm|chaussee|brücke|lände|steig|straat"
+    r"|laan|dreef|plein|gracht"
     r"|gatan|gata|vägen|väg|torget|vej|vegen|veien|veg|gade|gate|vangen|bakken|katu|tie|polku|kuja|braut)"
     rf"|[Ss]tra(?:ß|ss)e|Allee|[Uu]tca|út|útja|u\.|tér|rakpart|körút|třída|náměstí|cesta|ulica),? {_NUMBER}\.?(?!\w)"
 )
 _UNIT_ALONE: Final = re.compile(r"(?<!\w)(?i:suite|apt|apartment|flat)\b\.? ?#? ?\d{1,5}[A-Za-z]?\b")
 _BOX: Final = re.compile(
-    r"(?<!\w)(?:P\.? ?O\.? ?Box|Post Office Box|Postfach|Apartado(?: de correos)?|Casella postale|Boîte postale) \d{2,6}\b"
+    r"(?<!\w)(?:P\.? ?O\.? ?Box|Post Office Box|Postfach|Apartado(?: de correos)?|Casella postale"
+    r"|Boîte postale) \d{2,6}\b"
     r"|(?<!\w)(?:(?:PSC|CMR|Unit|USS|USNS|USNV|USCGC) [\w.'’-]{1,20}(?: \w{1,20})?,?\s{1,3}(?:Box \d{1,5},?\s{1,3})?)?"
     r"(?:APO|FPO|DPO),? (?:AA|AE|AP) \d{5}\b",
     re.IGNORECASE,
 )
 _CORNER: Final = re.compile(
-    rf"(?<!\w)(?:the )?corner of (?:[\w.'’-]{{1,25}} ){{1,6}}and (?:[\w.'’-]{{1,25}} ){{0,3}}?(?:{_SUFFIX}|\d{{1,5}})(?!\w)",
+    rf"(?<!\w)(?:the )?corner of (?:[\w.'’-]{{1,25}} ){{1,6}}and (?:[\w.'’-]{{1,25}} ){{0,3}}?(?:{_SUFFIX}"
+    rf"|\d{{1,5}})(?!\w)",
     re.IGNORECASE,
 )
 _STREET_ALONE: Final = re.compile(rf"(?<!\w)(?:{_W} ){{1,3}}(?i:street|avenue|ave|road|boulevard|blvd|lane|drive)\b\.?")
@@ -105,10 +119,14 @@ _STREET_ALONE: Final = re.compile(rf"(?<!\w)(?:{_W} ){{1,3}}(?i:street|avenue|av
 _CUE: Final = re.compile(
     r"(?<!\w)(?i:(?:new |home |postal |mailing |billing |shipping |secondary |his |her |my |our |the |work )*"
     r"address(?:es)?(?: is| with| to(?: the same)?|,? here (?:they are|it is)| of [\w .&'-]{1,40}? is)?:?"
-    r"|(?:sen[dt]|shipp?(?:ed)?|deliver(?:ed)?|mail(?:ed)?|return(?:ed)?|taxi|moved?|post(?:ed)?|forward)(?: [a-z]{1,12}){0,4} to:?"
-    r"|(?:meet(?: me| us)?|arrived|live|lives|living|lived|resides?|residing|located|based|office is|house is|home is|delivered) (?:at|in)"
-    r"|domicilio|direcci[oó]n|dirección postal|vive en|vivo en|adresse|anschrift|wohnhaft in|wohnt in|wohne in|indirizzo|residente in"
-    r"|abita in|abito in|habite(?: au)?|domicilié(?:e)? (?:au|à)|demeurant(?: au| à)?|adres|endereço|morada|what's the address\?|address\?)"
+    r"|(?:sen[dt]|shipp?(?:ed)?|deliver(?:ed)?|mail(?:ed)?|return(?:ed)?|taxi|moved?|post(?:ed)?"
+    r"|forward)(?: [a-z]{1,12}){0,4} to:?"
+    r"|(?:meet(?: me| us)?|arrived|live|lives|living|lived|resides?|residing|located|based|office is|house is"
+    r"|home is|delivered) (?:at|in)"
+    r"|domicilio|direcci[oó]n|dirección postal|vive en|vivo en|adresse|anschrift|wohnhaft in|wohnt in|wohne in"
+    r"|indirizzo|residente in"
+    r"|abita in|abito in|habite(?: au)?|domicilié(?:e)? (?:au|à)|demeurant(?: au| à)?|adres|endereço|morada"
+    r"|address\?)"
     r"(?:[ \t]*:)?[ \t]*\n{0,2}[ \t]*"
 )
 # A form's field is an address up to the end of its line.
@@ -128,7 +146,7 @@ _TAIL: Final = re.compile(
     rf"|,? (?:\d{{4,6}},? )?{_W}(?:[ -](?:{_FEW})?{_W}){{0,3}},? (?:[A-Z]{{2,3}} )?\d{{4,6}}(?:-\d{{4}})?\b"
     rf"|, {_W}(?: {_W}){{0,2}}, [A-Z]{{2}}\b(?: \d{{5}}(?:-\d{{4}})?\b)?"
     rf"|, \d{{4,5}} {_W}(?: {_W})?"
-    rf"|,? [A-Z]{{1,2}}\d[A-Z\d]? ?\d[A-Z]{{2}}\b"
+    rf"|(?:,? {_W}(?: {_W}){{0,2}})?,? [A-Z]{{1,2}}\d[A-Z\d]? ?\d[A-Z]{{2}}\b"
     rf"|, {_W}(?: (?:{_FEW})?{_W}){{0,4}}(?: \d{{4,6}}\b)?(?=\s*(?:[.,;:?!)\n]|$|\b(?:for|last|in|and|as|please)\b))"
 )
 _TAIL_TOWN: Final = re.compile(
@@ -136,14 +154,19 @@ _TAIL_TOWN: Final = re.compile(
 )
 _LINE: Final = re.compile(
     rf"(?P<break>[ \t]*\n[ \t]*(?:[>|?*]{{1,4}}[ \t]{{0,2}}|,[ \t]?)?)(?P<body>(?i:{_UNIT})|(?:\d{{4,6}} )?"
-    rf"(?:{_W}|[A-Z]{{2,3}})(?:[ ,-]{{1,2}}(?:{_FEW}|[{CAPITALS}])[\w.'’-]*){{0,6}}(?:,? \d{{4,6}}(?:-\d{{4}})?)?|\d{{4,6}})(?=[ \t]*(?:\n|$|[.,;:?!)]|\b(?:for|last|in|and|as|please)\b))"
+    rf"(?:{_W}|[A-Z]{{2,3}})(?:[ ,-]{{1,2}}(?:{_FEW}"
+    rf"|[{CAPITALS}])[\w.'’-]*){{0,6}}(?:,? \d{{4,6}}(?:-\d{{4}})?)?|\d{{4,6}})(?=[ \t]*(?:\n|$|[.,;?!)]"
+    rf"|\b(?:for|last|in|and|as|please)\b))"
 )
 _BLANK_LINE_MORE: Final = re.compile(
-    rf"[ \t]*\n[ \t]*\n[ \t]*(?:[>|?*]{{1,4}}[ \t]{{0,2}})?{_W}(?: {_W}){{0,4}} \d{{4,6}}(?:-\d{{4}})?(?=[ \t]*(?:\n|$))"
+    rf"[ \t]*\n[ \t]*\n[ \t]*(?:[>"
+    rf"|?*]{{1,4}}[ \t]{{0,2}})?{_W}(?: {_W}){{0,4}} \d{{4,6}}(?:-\d{{4}})?(?=[ \t]*(?:\n|$))"
 )
 _LINE_BEFORE: Final = re.compile(
-    rf"(?:\d{{1,5}}[A-Za-z]? [^\n>|?*:,]{{2,40}}|(?:{_W}|{_FEW})(?: ?(?:{_W}|{_FEW})){{0,5}} {_NUMBER}\.?),?[ \t]*\n?[ \t>|?*]{{0,8}}$"
+    rf"(?:\d{{1,5}}[A-Za-z]? [^\n>|?*:,]{{2,40}}|(?:{_W}|{_FEW})(?: ?(?:{_W}"
+    rf"|{_FEW})){{0,5}} {_NUMBER}\.?),?[ \t]*\n?[ \t>|?*]{{0,8}}$"
 )
+_FULL_STOP: Final = re.compile(r"[^\W\d_]{5}\.$")
 MAX_LINES: Final = 4  # of a postal address after its street
 _BEFORE_CHARS: Final = 64
 
@@ -154,7 +177,8 @@ _LABELLED_CODE: Final = re.compile(
 _STATE_AND_ZIP: Final = re.compile(r"(?<!\w)[A-Z]{2} (\d{5}(?:-\d{4})?)(?![\w-])")
 _ZIP_4: Final = re.compile(r"(?<![\w.-])\d{5}-\d{4}(?![\w-])")
 _UK_CODE: Final = re.compile(
-    r"(?<!\w)(?:GIR ?0AA|[A-PR-UWYZ](?:\d{1,2}|\d[A-HJKPSTUW]|[A-HK-Y]\d{1,2}|[A-HK-Y]\d[ABEHMNPRVWXY]) \d[ABD-HJLNP-UW-Z]{2})(?!\w)"
+    r"(?<!\w)(?:GIR ?0AA|[A-PR-UWYZ](?:\d{1,2}|\d[A-HJKPSTUW]|[A-HK-Y]\d{1,2}"
+    r"|[A-HK-Y]\d[ABEHMNPRVWXY]) \d[ABD-HJLNP-UW-Z]{2})(?!\w)"
 )
 _STATES: Final = frozenset(
     [
@@ -256,10 +280,10 @@ def _streets(text: str) -> Iterator[Found]:
             start, end = field.span(1)
             yield _grown(text, start, end - (len(field.group(1)) - len(field.group(1).rstrip(" ,;"))), CUED_SCORE)
     for cue in _CUE.finditer(text):
-        match = _CUED.match(text, cue.end()) or _CUED_LOW.match(text, cue.end())
-        if match is not None and re.search(r"\d", match.group()) and re.search(r"[^\W\d_]{3}", match.group()):
-            value = match.group().rstrip(" ,-/#")
-            yield _grown(text, match.start(), match.start() + len(value), CUED_SCORE)
+        cued = _CUED.match(text, cue.end()) or _CUED_LOW.match(text, cue.end())
+        if cued is not None and re.search(r"\d", cued.group()) and re.search(r"[^\W\d_]{3}", cued.group()):
+            value = cued.group().rstrip(" ,-/#")
+            yield _grown(text, cued.start(), cued.start() + len(value), CUED_SCORE)
 
 
 def _grown(text: str, start: int, end: int, score: float) -> Found:
@@ -277,6 +301,8 @@ def _grown(text: str, start: int, end: int, score: float) -> Found:
         end = line.end()
     if (more := _BLANK_LINE_MORE.match(text, end)) is not None:
         end = more.end()
+    if _FULL_STOP.search(text, start, end):  # a sentence's, no abbreviation's
+        end -= 1
     return Found("STREET_ADDRESS", start, end, score)
 
 

@@ -16,9 +16,12 @@ SCORE: Final = 0.6  # Presidio's for a date in figures
 BIRTH_SCORE: Final = 0.8  # a date where somebody was born
 
 _MONTH: Final = (
-    r"(?:jan(?:uary|uar|vier)?|feb(?:ruary|ruar)?|févr?(?:ier)?|mar(?:ch|s|zo)?|märz|apr(?:il|ile)?|avril|abril|may|mai|mayo"
-    r"|june?|juni|juin|junio|july?|juli|juillet|julio|aug(?:ust)?|août|agosto|sept?(?:ember|embre|iembre)?|oct(?:ober|obre|ubre)?"
-    r"|okt(?:ober)?|nov(?:ember|embre|iembre)?|de[cz](?:ember)?|déc(?:embre)?|diciembre|enero|ene|febrero|gennaio|febbraio"
+    r"(?:jan(?:uary|uar|vier)?|feb(?:ruary|ruar)?|févr?(?:ier)?|mar(?:ch|s|zo)?|märz|apr(?:il|ile)?|avril|abril"
+    r"|may|mai|mayo"
+    r"|june?|juni|juin|junio|july?|juli|juillet|julio|aug(?:ust)?|août|agosto|sept?(?:ember|embre|iembre)?"
+    r"|oct(?:ober|obre|ubre)?"
+    r"|okt(?:ober)?|nov(?:ember|embre|iembre)?|de[cz](?:ember)?|déc(?:embre)?|diciembre|enero|ene|febrero"
+    r"|gennaio|febbraio"
     r"|maggio|giugno|luglio|settembre|ottobre|dicembre)"
 )
 _DAY: Final = r"(?:0?[1-9]|[12]\d|3[01])"
@@ -30,15 +33,20 @@ _DATE: Final = (
 )
 _ANY_DATE: Final = re.compile(rf"(?<![\w./-]){_DATE}(?![\w/-]|\.\d)", re.IGNORECASE)
 _BIRTH: Final = re.compile(
-    r"(?<!\w)(?:(?:date|day|place and date) of birth|d\.?o\.?b\.?|born(?: on| in)?|birth ?da(?:y|te)(?: is)?|geboren(?: am)?"
-    r"|geburtsdatum|geb\.|fecha de nacimiento|nacid[oa](?: el)?|née? le|date de naissance|nat[oa] il|data di nascita|geboortedatum)"
-    rf"[?.:,]?(?:'s)?[ \t]*(?:(?:it['’]s|is|on|am|est|es|ist|le|the)[ \t]*:?[ \t]*){{0,2}}({_DATE}|{_YEAR}(?!\d))(?![\w/-])",
+    r"(?<!\w)(?:(?:date|day|place and date) of birth|d\.?o\.?b\.?|born(?: on| in)?|birth ?da(?:y|te)(?: is)?"
+    r"|geboren(?: am)?"
+    r"|geburtsdatum|geb\.|fecha de nacimiento|nacid[oa](?: el)?|née? le|date de naissance|nat[oa] il"
+    r"|data di nascita|geboortedatum)"
+    rf"[?.:,]?(?:'s)?[ \t]*(?:(?:it['’]s|is|on|am|est|es|ist|le|the)[ \t]*:?[ \t]*){{0,2}}({_DATE}"
+    rf"|{_YEAR}(?!\d))(?![\w/-])",
     re.IGNORECASE,
 )
 _AGE: Final = re.compile(
-    r"(?<![\w.,-])(?:(?:1[01]\d|\d{1,2})(?:[ -]years?[ -]olds?|[ -]y/?o\b| ?yrs?\.? old| años(?: de edad)?| ans\b| anni\b"
+    r"(?<![\w.,-])(?:(?:1[01]\d|\d{1,2})(?:[ -]years?[ -]olds?|[ -]y/?o\b| ?yrs?\.? old| años(?: de edad)?"
+    r"| ans\b| anni\b"
     r"| Jahre alt| jährige[rn]?|-jährige[rn]?| meses de edad| months? old))(?!\w)"
-    r"|(?<!\w)(?:aged?|edad|alter|âge|età)(?:[ \t]*:[ \t]*| (?:of |is )?)(?P<age>(?:1[01]\d|\d{1,2})(?: (?:years?|años|ans|anni|jahre|meses))?)(?![\w.,]?\d)",
+    r"|(?<!\w)(?:aged?|edad|alter|âge|età)(?:[ \t]*:[ \t]*| (?:of |is )?)(?P<age>(?:1[01]\d"
+    r"|\d{1,2})(?: (?:years?|años|ans|anni|jahre|meses))?)(?![\w.,]?\d)",
     re.IGNORECASE,
 )
 _GATE: Final = re.compile(r"\d")

@@ -14,12 +14,16 @@ __all__ = ["labelled_numbers", "labelled_places"]
 SCORE: Final = 0.65
 
 _LABEL: Final = (
-    r"(?:patient|member|customer|client|employee|student|insurance|policy|medical record|health(?: card)?|national(?: id)?"
+    r"(?:patient|member|customer|client|employee|student|insurance|policy|medical record|health(?: card)?"
+    r"|national(?: id)?"
     r"|identity(?: card)?|identification|personal|social|voter|resident|subscriber|beneficiary|tax(?:payer)?)"
     r"(?:['’]s)? ?(?:id|no\.?|nr\.?|number|#|card no\.?|card number|identifier)"
-    r"|mrn|nhc|n\.?h\.?c\.?|cipa|nass|dni|nif|nie|c\.?i\.?p\.?|episodio|n[ºo°.]{1,2} ?(?:de )?col(?:egiado)?\.?|nºcol|número de (?:historia|afiliación"
-    r"|colegiado|paciente|identificación)|historia clínica|n[ºo] ?(?:de )?historia|versichertennummer|kundennummer|patientennummer"
-    r"|ausweisnummer|personalnummer|matrikelnummer|numéro (?:client|patient|de dossier|d['’]adhérent)|codice (?:paziente|cliente)"
+    r"|mrn|nhc|n\.?h\.?c\.?|cipa|nass|dni|nif|nie|c\.?i\.?p\.?|episodio|n[ºo°.]{1,2} ?(?:de )?col(?:egiado)?\.?"
+    r"|nºcol|número de (?:historia|afiliación"
+    r"|colegiado|paciente|identificación)|historia clínica|n[ºo] ?(?:de )?historia|versichertennummer"
+    r"|kundennummer|patientennummer"
+    r"|ausweisnummer|personalnummer|matrikelnummer|numéro (?:client|patient|de dossier|d['’]adhérent)"
+    r"|codice (?:paziente|cliente)"
 )
 _LABELLED: Final = re.compile(
     rf"(?<!\w)(?:{_LABEL})[ \t]*(?:[:#=][ \t]*|(?:is|ist|es|est|è)[ \t]+|[ \t])(?:nhc[ -])?"
@@ -27,7 +31,8 @@ _LABELLED: Final = re.compile(
     re.IGNORECASE,
 )
 _PLACE: Final = re.compile(
-    r"(?<!\w)(?i:localidad(?:[ \t]*/[ \t]*provincia)?|provincia|poblaci[oó]n|ciudad|pa[ií]s(?: de nacimiento)?|city|town|country|state"
+    r"(?<!\w)(?i:localidad(?:[ \t]*/[ \t]*provincia)?|provincia|poblaci[oó]n|ciudad|pa[ií]s(?: de nacimiento)?"
+    r"|city|town|country|state"
     rf"|stadt|wohnort|ville|pays|citt[aà]|comune|cidade)[ \t]*:[ \t]*({NAME})"
 )
 _GATE: Final = re.compile(r"\d{2}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 from guards.artifacts import Entity
@@ -13,7 +13,7 @@ from guards.pii.gazetteer import COMMON_WORDS, first_names
 from guards.pii.script import CAPITALS
 from guards.words import english_share, words
 
-__all__ = ["NAME_KINDS", "SCORE", "may_name", "names", "person_score", "with_title"]
+__all__ = ["NAME_KINDS", "SCORE", "is_foreign", "may_name", "names", "person_score", "with_title"]
 
 SCORE: Final = 0.85  # Presidio's for what spaCy finds
 LOWER_CASE_SCORE: Final = 0.6  # two words and more: mostly names; one word of lower-case letters mostly is none
@@ -38,7 +38,7 @@ _KINDS: Final[Mapping[str, Kind]] = {
 
 NAME_KINDS: Final = frozenset(_KINDS.values())
 
-_GREETINGS: Final = r"miss|sir|madam|dear|hi|hello|hey|thanks|sincerely|regards|producer|name|nombre"
+_GREETINGS: Final = r"miss|sir|madam|dear|hi|hello|hey|thanks|sincerely|regards|name|nombre"
 _LEADING: Final = re.compile(rf"(?:[\s\"'“”‘’`(*_–—-]+|(?:{_GREETINGS})\b[.,:]*\s+)+", re.IGNORECASE)
 _TRAILING: Final = re.compile(
     r"(?:['’`]s|\s(?:[Ss]uite|[Aa]pt|N[º°o]\w*|Correo|E-?mail|Hospital)(?!\w)|[\s.,;:!?\"“”'’`()*_–—-])+$"
@@ -88,9 +88,13 @@ def may_name(text: str) -> bool:
     return _LETTER.search(text) is not None
 
 
-def names(text: str, entities: Sequence[Entity], kinds: Collection[Kind]) -> Iterator[Found]:
+def is_foreign(text: str) -> bool:
+    """Whether the text is in another language than English."""
+    return english_share(words(text)) < ENGLISH_SHARE
+
+
+def names(text: str, entities: Iterable[Entity], kinds: Collection[Kind], *, foreign: bool = False) -> Iterator[Found]:
     """The entities of these kinds, trimmed: possessives, greetings and quotation marks are no part of a name."""
-    foreign = bool(entities) and english_share(words(text)) < ENGLISH_SHARE
     for entity in entities:
         kind = _KINDS.get(entity.label)
         if kind is None or kind not in kinds:

@@ -16,6 +16,7 @@ __all__ = ["beside_persons", "persons"]
 CUE_SCORE: Final = 0.7  # `my name is …`, `Mr. …`
 FULL_NAME_SCORE: Final = 0.7  # a first name and more capitalised words
 FIRST_NAME_SCORE: Final = 0.55  # a first name alone, capitalised
+FOREIGN_FIRST_NAME_SCORE: Final = 0.45
 LISTED_SCORE: Final = 0.55  # in a list with a person
 LOWER_CASE_SCORE: Final = 0.6  # first name and surname
 LOWER_FIRST_SCORE: Final = 0.4  # under the usual threshold: too many are words
@@ -31,12 +32,14 @@ _SPEECH: Final = r"said|says|asked|asks|replied|shouted|told|wrote|explained|whi
 # Names that people announce are taken in lower case too; the rest wants capitals.
 _ANNOUNCED: Final = (
     re.compile(
-        r"\b(?i:(?:my|his|her|their|your|the) (?:full |first |last |maiden |real |nick)?name(?: is|['’]s|:)|(?:me|her|him)"
+        r"\b(?i:(?:my|his|her|their|your|the) (?:full |first |last |maiden |real |nick)?name(?: is|['’]s|:)"
+        r"|(?:me|her|him)"
         r" llamo|me llamo|mi nombre es|je m['’]appelle|mon nom est|ich heiße|mein name ist|mi chiamo|il mio nome è)"
         rf" (?:(?:Mr|Mrs|Ms|Miss|Dr)\.? )?{_ANY_NAME}"
     ),
     re.compile(
-        r"(?:^|[.,;>|?\n\-])[ \t]*(?i:(?:full |first |last |customer |client |patient |contact |user )?name|surname|nombre"
+        r"(?:^|[.,;>|?\n\-])[ \t]*(?i:(?:full |first |last |customer |client |patient |contact |user )?name"
+        r"|surname|nombre"
         r"|apellidos?|nom|prénom|vorname|nachname|nome|cognome|paciente|patient|user|customer|client|from|to|cc|attn"
         r"|m[ée]dico|remitido por|responsable cl[ií]nico|firmado|autor(?:es)?|arzt|patientin|ansprechpartner)[ \t]*:"
         rf"[ \t]*(?:(?:Mr|Mrs|Ms|Miss|Dr|Dra|D|Dña|Sr|Sra|Herr|Frau)\.? )?{_ANY_NAME}"
@@ -46,7 +49,8 @@ _CUES: Final = (
     re.compile(rf"(?<!\w)(?:Mr|Mrs|Ms|Miss|Mx|Dr|Dra|Prof|Sr|Sra|Srta|Herr|Frau|Mme|Mlle|Dña)\b\.? {{1,2}}({NAME})"),
     re.compile(rf"\b(?i:my|his|her|our|your|their) (?:{_RELATIVES}),? ({NAME})"),
     re.compile(
-        rf"(?<!\w)({NAME})['’]s (?:address|phone|e-?mail|number|birthday|account|house|name|wife|husband|mother|father|son|daughter)\b"
+        rf"(?<!\w)({NAME})['’]s (?:address|phone|e-?mail|number|birthday|account|house|name|wife|husband|mother"
+        rf"|father|son|daughter)\b"
     ),
     re.compile(rf"\b(?i:call(?:s|ed|ing)?|named?|names) (?:me|him|her) ({NAME})"),
     re.compile(rf"\b(?:{_SPEECH}) ({NAME})(?=\s*(?:[.,;:!?\"”]|to\b|$))"),
@@ -62,6 +66,9 @@ _THINGS: Final = re.compile(
     r"|valley|beach|museum|theat(?:er|re)|stadium|center|centre|foundation|institute|association|award|prize|act|law"
     r"|theorem|equation|syndrome|disease|effect|scale|index|method|algorithm|model|war|day|festival|cup|league|records"
     r"|studios?|pictures|airlines?|motors?|store|shop|restaurant|cafe|pizza|bar|club|house|tower|building|plaza)\b"
+)
+_BEFORE_PLACES: Final = frozenset(
+    ["san", "santa", "santo", "saint", "st", "los", "las", "puerto", "new", "fort", "mount", "port", "lake", "el"]
 )
 _RUN: Final = re.compile(rf"(?<![\w.@/-]){NAME}(?![\w@/])")
 _BETWEEN: Final = re.compile(r",\s{1,2}(?:(?:and|or|&)\s)?|\s(?:and|or|&|y|und|et|e)\s")
@@ -79,8 +86,11 @@ class _Run(NamedTuple):
     end: int
 
 
-def persons(text: str) -> Iterator[Found]:
-    """Persons by cue or first name; they may overlap. Linear in the text's length."""
+def persons(text: str, *, foreign: bool = False) -> Iterator[Found]:
+    """Persons by cue or first name; they may overlap. Linear in the text's length.
+
+    ``foreign``: not English. There a first name alone is more often a word (and in German every noun has a capital).
+    """
     for cue in _ANNOUNCED:
         for match in cue.finditer(text):
             yield from _announced(text, *match.span(1))
@@ -94,12 +104,12 @@ def persons(text: str) -> Iterator[Found]:
     for match in _LOWER_TITLE.finditer(text):
         more = match.group(2) in surnames() and match.group(2) not in COMMON_WORDS if match.group(2) else False
         yield Found("PERSON", match.start(1), match.end(2 if more else 1), CUE_SCORE)
-    yield from _first_names(text, runs)
+    yield from _first_names(text, runs, FOREIGN_FIRST_NAME_SCORE if foreign else FIRST_NAME_SCORE)
     yield from _lower_case(text)
 
 
 def beside_persons(text: str, found: Sequence[Found]) -> Iterator[Found]:
-    """Names in one list with a person of ``found``: of `Ewe, Mary and Oduya` the model knows one."""
+    """Names in one list with a person of ``found``: of `Ewe, Mary and Oduya` the model knows one. For English text."""
     runs = _runs(text)
     if len(runs) < 2 or not found:
         return
@@ -156,17 +166,17 @@ def _announced(text: str, start: int, end: int) -> Iterator[Found]:
         yield Found("PERSON", start, end if more else start + len(words[0]), CUE_SCORE)
 
 
-def _first_names(text: str, runs: Sequence[_Run]) -> Iterator[Found]:
+def _first_names(text: str, runs: Sequence[_Run], alone_score: float) -> Iterator[Found]:
     given = first_names()
     for run in runs:
         words = [(match.group(), run.start + match.start()) for match in _WORD.finditer(text[run.start : run.end])]
         at = next((i for i, (word, _) in enumerate(words) if word.lower() in given), None)
-        if at is None or _is_thing(text, run):
+        if at is None or _is_thing(text, run) or (at > 0 and words[at - 1][0].lower() in _BEFORE_PLACES):
             continue
         if at == 0 and len(words) > 1:
             yield Found("PERSON", run.start, run.end, FULL_NAME_SCORE)
         elif len(words) > 1 or not text[run.start : run.end].isupper():
-            yield Found("PERSON", words[at][1], run.end, FIRST_NAME_SCORE)
+            yield Found("PERSON", words[at][1], run.end, alone_score)
 
 
 def _lower_case(text: str) -> Iterator[Found]:

@@ -34,8 +34,8 @@ _CANDIDATE: Final = re.compile(
 _AMERICAN: Final = re.compile(r"(?:(?:\+1|001|1)[ .-]?)?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}(?:x\d{1,6})?")
 _GROUPED: Final = re.compile(r"\(?\d{2,4}\)?[ -]?\d{2,7}(?:[ -]\d{2,5}){0,4}")
 _DATE: Final = re.compile(r"(?:19|20)\d\d[ .-]\d\d[ .-]\d\d|\d\d[ .-]\d\d[ .-](?:19|20)\d\d")
-# `phonenumbers` takes a quarter of a millisecond per candidate and region. A table of numbers is thousands of candidates:
-# the first are asked about in every region, the next only where their count of digits fits, the rest by shape alone.
+# `phonenumbers` takes a quarter of a millisecond per candidate and region. A table of numbers is thousands of them: the
+# first are asked about in every region, the next only where their count of digits fits, the rest by shape alone.
 THOROUGH_TRIES: Final = 256
 TRIES: Final = 1_024
 _MARGIN_CHARS: Final = 12  # an extension ("ext. 123"), and the neighbours that `phonenumbers` looks at
@@ -49,9 +49,10 @@ class PhoneScanner:
         self._national: dict[str, re.Pattern[str]] = {}
         for region in self._regions:
             metadata = phonenumbers.PhoneMetadata.metadata_for_region(region)
-            prefix = metadata.national_prefix or ""
+            assert metadata is not None  # the region was checked
+            assert metadata.general_desc is not None
             pattern = metadata.general_desc.national_number_pattern
-            self._national[region] = re.compile(rf"(?:{prefix})?(?:{pattern})")
+            self._national[region] = re.compile(rf"(?:{metadata.national_prefix or ''})?(?:{pattern})")
 
     def find(self, text: str, taken: Places) -> Iterator[Found]:
         """Phone numbers that touch nothing of ``taken`` (cards and accounts have digits too)."""
