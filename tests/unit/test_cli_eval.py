@@ -101,7 +101,10 @@ def test_the_threshold_is_the_lowest_at_which_the_policy_acts(tmp_path: Path) ->
         (("secrets", "ROWS", "--options", "[1]"), "--options: expected a JSON object"),
         (("pii", "ROWS", "--options", '{"kindz": []}'), "guards.pii.options.kindz: unknown key; did you mean 'kinds'?"),
         (("toxicity", "ROWS", "--guard-options", '{"backend": "detoxify"}'), "guards.toxicity: "),
-        (("toxicity", "ROWS", "--guard-options", '{"backend": "none"}'), "guards.toxicity.backend: invalid enum value 'none'"),
+        (
+            ("toxicity", "ROWS", "--guard-options", '{"backend": "none"}'),
+            "guards.toxicity.backend: invalid enum value 'none'",
+        ),
         (("injection", "ROWS", "--stage", "response"), "cannot look at the stage 'response'"),
         (("secrets", "BAD"), "rows.jsonl:2: Object missing required field `label`"),
         (("secrets",), "Missing argument 'FILE…'"),

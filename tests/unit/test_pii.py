@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from guards.artifacts import Artifacts, Entity
 from guards.errors import ConfigError
 from guards.guard import Needs
-from guards.masking import MAX_MASK_CHARS, replacement
 from guards.models import ModelStore
 from guards.pii import Options, PiiGuard, build
 from guards.pii.found import Found, Kind, Places, joined, settle
