@@ -9,6 +9,7 @@ import asyncio
 import ssl
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from concurrent.futures import CancelledError
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -138,7 +139,10 @@ class HttpOutside:
         if self.closed:
             work.close()
             raise GuardsError("the process ends")
-        return asyncio.run_coroutine_threadsafe(self._tracked(work), self._loop).result()
+        try:
+            return asyncio.run_coroutine_threadsafe(self._tracked(work), self._loop).result()
+        except CancelledError:
+            raise GuardsError("the process ends") from None
 
     async def _tracked(self, work: Coroutine[Any, Any, T]) -> T:
         task = asyncio.current_task()
