@@ -168,7 +168,9 @@ class Store:
     async def get_amendment(self, tenant: str, exchange_id: str, stage: str, content_hash: str) -> bytes | None:
         """The amendment that stands for a decision over the stream, encoded."""
         async with _errors():
-            value: bytes | None = await self.redis.get(self._amendment_key(tenant, exchange_id, stage, content_hash))
+            value: bytes | None = await self.redis.get(  # type: ignore[assignment]
+                self._amendment_key(tenant, exchange_id, stage, content_hash)
+            )
         return value
 
     async def put_amendment(self, record: Amendment, ttl_s: int) -> bytes:
