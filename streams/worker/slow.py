@@ -76,7 +76,8 @@ class Slow:
         """Begin with each job; blocks while all places are taken."""
         for job in jobs:
             await self._slots.acquire()
-            if not self.intake.acks.holds(job.taken.entry):  # revoked while it waited: its new owner asks
+            # The process ends, or the partition was revoked while the job waited: its next owner asks.
+            if self._lifecycle.stopping or not self.intake.acks.holds(job.taken.entry):
                 self._slots.release()
                 continue
             task = asyncio.create_task(guarded(self._amend(job), self._lifecycle), name="amend")
