@@ -53,7 +53,7 @@ def test_an_amendment_has_the_key_of_its_decision_and_a_time_of_its_own() -> Non
     said = msgspec.json.decode(encode(amendment))
     assert said["schema"] == "tidegate.amendment.v1"
     assert said["time"] == "2027-01-15T08:00:00.000Z"
-    assert said["reasons"] == msgspec.to_builtins(record.reasons)
+    assert [entry["rule"] for entry in said["reasons"]] == ["judged"]
 
 
 def test_both_are_claimed_apart_and_what_they_found_together() -> None:
