@@ -140,7 +140,10 @@ class Intake:
         await self._judge(ready)
 
     async def unpark_forever(self, ends: Callable[[], Awaitable[dict[int, int]]]) -> None:
-        """Release parked responses. ``ends()`` reads the end offsets of the requests topic: partition → offset."""
+        """Release parked responses. ``ends()`` reads the end offsets of the requests topic: partition → offset.
+
+        It leaves out partitions of which the group has taken in all that there is: nobody may ever say so again.
+        """
         while True:
             await asyncio.sleep(UNPARK_INTERVAL_S)
             if not len(self.parking):
@@ -274,14 +277,21 @@ def record_of(job: Job, decision: Decision, hasher: Hasher) -> DecisionRecord:
 async def listen(intake: Intake, app: Any, host: Host, assigned: Callable[[], None]) -> None:
     """Let the app's agents bring batches, and the background release what is parked. ``assigned``: called with each
     assignment. Raises `GuardsError` when the requests topic is missing."""
-    consumer = make_consumer(host.settings.kafka)
+    consumer = make_consumer(host.settings.kafka, group=intake.group)  # for its commits; it joins nothing
     host.at_end(consumer.stop)
     await consumer.start()
     partitions = await partitions_of(consumer, REQUESTS)
     consumer.assign(partitions)
 
     async def ends() -> dict[int, int]:
-        return {tp.partition: end for tp, end in (await ends_of(consumer, partitions)).items()}
+        found = await ends_of(consumer, partitions)
+        begins = await consumer.beginning_offsets(partitions)
+        left: dict[int, int] = {}
+        for tp, end in found.items():
+            taken_in = max(begins[tp], await consumer.committed(tp) or 0)
+            if taken_in < end:
+                left[tp.partition] = end
+        return left
 
     _agents(intake, app, host.settings, host.lifecycle, assigned)
     host.oldest_s = intake.acks.oldest_s

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import redis.asyncio as aioredis
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -146,8 +148,6 @@ def key_of(record: dict[str, Any]) -> tuple[str, ...]:
 
 
 def metric(worker: Worker, name: str) -> float:
-    import httpx
-
     lines = httpx.get(f"{worker.status_url}/metrics", timeout=5).text.splitlines()
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
 
@@ -304,3 +304,25 @@ async def test_only_what_comes_under_a_policy_with_slow_guards_is_shown_to_them(
         await until(lambda: metric(slow, "tidegate_slow_passed_over_total") == 2)
     assert found["exchange_id"] == after
     assert sum(services.calls.values()) == 1
+
+
+async def test_a_response_without_request_is_told_so_even_where_redis_forgot_how_far_requests_were_taken(
+    fresh_kafka: KafkaSettings, fresh_redis: RedisSettings, services: Services, tmp_path: Path
+) -> None:
+    await create_topics(fresh_kafka)
+    policy = policy_file(tmp_path, services)
+    before, alone = [fresh_id("before") for _ in range(20)], fresh_id("alone")
+    with run_slow(fresh_kafka, fresh_redis, policy) as slow:
+        slow.wait_ready()
+        await publish(fresh_kafka, REQUESTS, *(request(identity, "Hello") for identity in before))
+        await amendments(fresh_kafka, len(before), *before)
+        await asyncio.sleep(2)  # committed
+        assert slow.stop() == 0
+    client = aioredis.Redis.from_url(fresh_redis.url.get_secret_value())
+    await client.flushall()
+    await client.aclose()
+    with run_slow(fresh_kafka, fresh_redis, policy, TIDEGATE_CHECKS__JOIN_WAIT_MS="1500") as slow:
+        slow.wait_ready()
+        await publish(fresh_kafka, RESPONSES, response(alone, "It is."))
+        (found,) = await amendments(fresh_kafka, 1, alone)
+    assert {failure["code"] for failure in found["coverage"]["failed"]} == {"request_missing"}
