@@ -7,11 +7,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from guards.outside import Outside
 
 __all__ = ["Artifacts", "Cache", "Encoder", "Entity", "EntityParser", "Vector"]
 
@@ -86,6 +89,7 @@ class Artifacts:
 
     `prepare` computes what is missing, the encoder in a thread beside the entity model (the encoder releases the
     GIL). `embedding` and `entities` then read; a text that nobody announced is computed on the spot.
+    ``outside`` is there only where slow guards run.
     """
 
     def __init__(
@@ -93,14 +97,23 @@ class Artifacts:
         encoder: Callable[[], Encoder] | None,
         parser: Callable[[], EntityParser] | None,
         *,
+        outside: Outside | None = None,
         cache_size: int = 20_000,
     ) -> None:
+        self._outside = outside
         self._encoder = encoder
         self._parser = parser
         # 20,000 embeddings of 384 float32 are 30 MB; entities of as many texts are less.
         self._embeddings: Cache[Vector] = Cache(cache_size)
         self._entities: Cache[tuple[Entity, ...]] = Cache(cache_size)
         self._side = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tidegate-encoder")
+
+    @property
+    def outside(self) -> Outside:
+        """The way to services, for slow guards. Raises `RuntimeError` in a process that runs none."""
+        if self._outside is None:
+            raise RuntimeError("slow guards run in `tidegate worker slow` only")
+        return self._outside
 
     def prepare(self, embed: Iterable[str], parse: Iterable[str]) -> dict[str, float]:
         """Compute what is not cached; returns the milliseconds spent by artifact."""

@@ -244,6 +244,13 @@ class Policy:
         """The guards that run, by name, with their settings."""
         return self.document.guards
 
+    @cached_property
+    def slow_guards(self) -> frozenset[str]:
+        """Those of the guards that are slow: they run in `tidegate worker slow` only."""
+        from guards.guard import slow_names
+
+        return slow_names() & self.document.guards.keys()
+
     def resolve(self, tenant: str, route: str) -> Policy:
         """The policy as it applies to a tenant and a route: overrides merged, same name and version."""
         if not self.document.overrides:

@@ -68,6 +68,10 @@ class FailureCode(StrEnum):
     INPUT_TOO_LARGE = "input_too_large"
     REQUEST_MISSING = "request_missing"  # the guard needs the request of a response, and it never came
     ERROR = "error"  # the guard raised; the class of the exception is in the log, the text never
+    # What only slow guards say, which ask a service:
+    UNREACHABLE = "unreachable"  # it does not answer, or answers with an error
+    BAD_ANSWER = "bad_answer"  # it answered in another form than was asked for
+    OVER_BUDGET = "over_budget"  # the calls that the policy allows are spent
 
 
 # ---------------------------------------------------------------- what is checked
@@ -246,11 +250,15 @@ class Redaction(msgspec.Struct, frozen=True):
 
 
 class Coverage(msgspec.Struct, frozen=True):
-    """Which guards looked, which had nothing to look at or were not asked, and which could not."""
+    """Which guards looked, which had nothing to look at or were not asked, and which could not.
+
+    ``pending``: slow guards, which look later; what they say comes as an amendment.
+    """
 
     scanned: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     failed: tuple[Failed, ...] = ()
+    pending: tuple[str, ...] = ()
 
 
 class Timing(msgspec.Struct, frozen=True):

@@ -7,6 +7,7 @@ from typing import Final
 from prometheus_client import Counter, Gauge, Histogram
 
 __all__ = [
+    "AMENDMENTS",
     "CHECK_SECONDS",
     "COMMIT_AGE_SECONDS",
     "DEAD_LETTERS",
@@ -24,6 +25,8 @@ __all__ = [
     "PUBLISH_FAILED",
     "PUBLISH_QUEUE",
     "REQUESTS_MISSING",
+    "SLOW_INFLIGHT",
+    "SLOW_PASSED_OVER",
     "STORE_FAILED",
 ]
 
@@ -32,9 +35,12 @@ _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 EVENTS: Final = Counter("tidegate_events", "Events taken in from the topics.", ["topic"])
 DEAD_LETTERS: Final = Counter("tidegate_dead_letters", "Records that could not be processed.", ["code"])
 DECISIONS: Final = Counter("tidegate_decisions", "Decisions made, repeats included.", ["path", "stage", "decision"])
+AMENDMENTS: Final = Counter("tidegate_amendments", "Amendments made by slow guards.", ["stage", "decision"])
+SLOW_PASSED_OVER: Final = Counter("tidegate_slow_passed_over", "Events that no slow guard was shown.", ["reason"])
+SLOW_INFLIGHT: Final = Gauge("tidegate_slow_inflight", "Exchanges that slow guards look at now.")
 CHECK_SECONDS: Final = Histogram(
     "tidegate_check_duration_seconds",
-    "Time of checking one exchange at one stage: inline until the answer, in the stream its batch's time.",
+    "Time of checking one exchange at one stage: inline until the answer, in the stream its batch's, in slow its own.",
     ["path", "stage"],
     buckets=_SECONDS,
 )

@@ -57,9 +57,10 @@ class _Transport(Transport):  # type: ignore[misc]
     fetch_max_wait_ms: int = 1500
 
 
-def make_app(name: str, settings: Settings) -> faust.App:
+def make_app(name: str, settings: Settings, *, max_poll_interval_s: float = 300.0) -> faust.App:
     """A Faust application for raw bytes. ``name`` is the consumer group. Call it inside the running loop.
 
+    ``max_poll_interval_s``: a worker that asks for nothing for so long leaves the group, though its heart beats.
     No tables, no web server, no producer of Faust's is used; offsets start at the earliest.
     """
     kafka = settings.kafka
@@ -69,7 +70,7 @@ def make_app(name: str, settings: Settings) -> faust.App:
         broker_credentials=_credentials(kafka),
         broker_commit_interval=COMMIT_INTERVAL_S,
         broker_max_poll_records=POLL_RECORDS_MAX,
-        broker_max_poll_interval=300.0,
+        broker_max_poll_interval=max_poll_interval_s,
         broker_request_timeout=max(kafka.request_timeout_ms, kafka.session_timeout_ms + 5_000) / 1000,
         broker_session_timeout=kafka.session_timeout_ms / 1000,
         broker_heartbeat_interval=kafka.heartbeat_interval_ms / 1000,
