@@ -20,6 +20,7 @@ from guards.guard import Needs, Result
 from guards.pii.addresses import addresses
 from guards.pii.dates import dates
 from guards.pii.found import DEFAULT_KINDS, Found, Kind, Places, joined, settle
+from guards.pii.gazetteer import first_names, surnames
 from guards.pii.labelled import labelled_numbers, labelled_places
 from guards.pii.names import NAME_KINDS, is_foreign, may_name, names, with_title
 from guards.pii.national import NATIONAL
@@ -79,8 +80,9 @@ class PiiGuard:
     def __init__(self, profile: Profile, entity_revision: str) -> None:
         self._patterns = PatternScanner((*GENERAL, *NATIONAL))
         self._phones = PhoneScanner(profile.phone_regions)
-        libraries = ("presidio-analyzer", "phonenumbers", "tldextract")
+        libraries = ("presidio-analyzer", "phonenumbers", "tldextract", "names")
         versions = [importlib.metadata.version(library) for library in libraries]
+        first_names(), surnames()  # read now, not at the first text
         self.screen = Screen()
         self._windows = lru_cache(maxsize=WINDOW_CACHE_TEXTS)(windows)  # asked for twice: by `needs` and by `check`
         self.version = "+".join(["2", *versions, entity_revision, "-".join(profile.phone_regions)])
