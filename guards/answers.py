@@ -18,10 +18,11 @@ _OPTIONS.case_sensitive = False
 # An answer that says that there is none. Judged by its opening, so that a warning within an answer is no refusal.
 _REFUSAL: Final = re2.compile(
     r"^\W*(?:(?:i ?(?:a|')?m )?(?:so |very |really )?sorry|unfortunately|i apologi[sz]e|my apologies|as an ai"
-    r"|i (?:do(?: ?n[o']?t|n’t| not) (?:know|have|see|find|recall|remember|understand|feel (?:able|comfortable)|wish|want to"
-    r"|think i (?:can|should)|believe i (?:can|should))"
+    r"|i (?:do(?: ?n[o']?t|n’t| not) (?:know|have|see|find|recall|remember|understand|feel (?:able|comfortable)|wish"
+    r"|want to|think i (?:can|should)|believe i (?:can|should))"
     r"|can ?n[o']?t|could ?n[o']?t|would ?n[o']?t|will not|won't|am not able|am unable|have no)"
-    r"|i(?:'|’)m (?:sorry|not (?:sure|able|allowed|comfortable|aware|familiar)|unable)|i am not (?:sure|able|allowed|aware)"
+    r"|i(?:'|’)m (?:sorry|not (?:sure|able|allowed|comfortable|aware|familiar)|unable)"
+    r"|i am not (?:sure|able|allowed|aware)"
     r"|i (?:can|won|couldn|wouldn)’t"
     r"|(?:the|this|these) (?:provided |given |available )?(?:documents?|context|text|information|sources?)"
     r" (?:do(?:es)? not|don't|doesn't|has no|have no)|there is no (?:information|mention)"

@@ -1,8 +1,8 @@
-"""Whether an answer rests on the request's documents, sentence by sentence and as a whole: a few counts of words, weighed.
+"""Whether an answer rests on the request's documents, by sentence and as a whole: a few counts of words, weighed.
 
-What no document says shows in words: some are new, pairs of known words are new, no single sentence of a document covers
-the claim, numbers come from nowhere, the writer speaks of himself. This measures support by the documents, not truth;
-documents in another language than the answer support little. No embeddings: they added nothing to these counts.
+What no document says shows in words: some are new, pairs of known words are new, no single sentence of a document
+covers the claim, numbers come from nowhere, the writer speaks of himself. This measures support by the documents, not
+truth; documents in another language than the answer support little. No embeddings: they added nothing to these counts.
 """
 
 from __future__ import annotations

@@ -22,14 +22,27 @@ from guards.injection_orders import Order, orders
 from guards.injection_signs import Kind, Sign, Signs, load_signs
 from guards.models import ModelStore
 from guards.policy import options_of
-from guards.sentences import passages
+from guards.sentences import passages, sentences
 from guards.types import Failure, FailureCode, Hit, Range, Stage, Text, Unit
 from guards.words import english_share, words
 
-__all__ = ["ALONE_COSINE", "MAX_CHARS", "InjectionGuard", "attack_columns", "build", "evidence", "order_columns", "passages_of"]
+__all__ = [
+    "ALONE_COSINE",
+    "MAX_CHARS",
+    "InjectionGuard",
+    "attack_columns",
+    "build",
+    "evidence",
+    "order_columns",
+    "passages_of",
+]
 
 MAX_CHARS: Final = 131_072  # a longer text is refused: patterns take about 0.1 s at this length
 PASSAGE_CHARS: Final = 600  # about 130 tokens: an attack within a longer passage would be averaged away
+ALONE_CHARS: Final = 150  # in longer texts the sentences of strong signs are read by themselves too
+STRONG_WEIGHT: Final = 0.5
+MAX_STRONG: Final = 3
+MARGIN_CHARS: Final = 150
 MAX_RANGES: Final = 32  # places per finding; more say nothing new
 MIN_RANGE_WEIGHT: Final = 0.4  # weaker signs count, but their places would mark ordinary words
 MAX_EVIDENCE: Final = 5.0  # -ln(1 - 0.993): what patterns alone can say at most
@@ -121,9 +134,10 @@ class InjectionGuard:
     def _see(self, text: str, role: str) -> _Look:
         untrusted = role in _UNTRUSTED
         found = tuple(orders(text)) if untrusted else ()
+        signs = tuple(self._signs.find(text, untrusted=untrusted))
         return _Look(
-            signs=tuple(self._signs.find(text, untrusted=untrusted)),
-            passages=passages_of(text, self._signs) if role == "user" else (),
+            signs=signs,
+            passages=passages_of(text, self._signs, signs) if role == "user" else (),
             orders=found,
             order_evidence=tuple(sum(evidence(self._signs.find(order.text, untrusted=True))) for order in found),
             english=english_share(words(text[:LANGUAGE_CHARS])),
@@ -136,10 +150,14 @@ class InjectionGuard:
         columns = attack_columns(seen + float(self._head["attack_constant"][0]), injection, jailbreak, english)
         risk = logistic(float(self._head["mix"] @ (*columns, 1.0)))
         # The likelier kind has the whole risk; the other so much less as it is less likely.
-        share = logistic(kind + float(self._head["kind_constant"][0]) + jailbreak - injection)
+        share = logistic(kind + float(self._head["kind_constant"][0]) + 2 * (jailbreak - injection))
         shares = {"prompt_injection": min(1.0, 2 * (1 - share)), "jailbreak": min(1.0, 2 * share)}
         return [
-            Hit(name, round(risk * shares[name], 3), _places([(s, o) for s, o in zip(signs, owners, strict=True) if s.kind == name]))
+            Hit(
+                name,
+                round(risk * shares[name], 3),
+                _places([(s, o) for s, o in zip(signs, owners, strict=True) if s.kind == name]),
+            )
             for name in KINDS
         ]
 
@@ -156,7 +174,9 @@ class InjectionGuard:
             if risk >= MIN_RANGE_WEIGHT:
                 places["prompt_injection"].append(Range(order.start, order.end, index))
             risks["prompt_injection"] = max(risks["prompt_injection"], risk)
-        ordered = {kind: sorted(set(found), key=lambda r: (r.start, r.end))[:MAX_RANGES] for kind, found in places.items()}
+        ordered = {
+            kind: sorted(set(found), key=lambda r: (r.start, r.end))[:MAX_RANGES] for kind, found in places.items()
+        }
         return [Hit(kind, round(risks[kind], 3), tuple(ordered[kind])) for kind in KINDS]
 
     def _joined_hits(self, unit: Unit, turns: Sequence[tuple[int, float]], highest: float) -> list[Hit]:
@@ -176,8 +196,7 @@ class InjectionGuard:
         if max(hit.score for hit in found) <= highest:
             return []
         offsets = [
-            start - max(0, len(unit.texts[index].text) - room)
-            for start, (index, _) in zip(starts, last, strict=True)
+            start - max(0, len(unit.texts[index].text) - room) for start, (index, _) in zip(starts, last, strict=True)
         ]
         return [
             Hit(hit.kind, hit.score, tuple(_apart(hit.ranges, starts, offsets, [i for i, _ in last], unit)))
@@ -216,21 +235,37 @@ def attack_columns(seen: float, injection: float, jailbreak: float, english: flo
 
 
 def order_columns(order: Order, cosine: float, known: float) -> tuple[float, ...]:
-    """What is weighed beside an order's embedding; ``cosine``: to its context, ``known``: evidence of patterns in it."""
+    """What is weighed beside an order's embedding; ``cosine``: to its context, ``known``: patterns' evidence."""
     imperative, to_the_answer, question, _, correspondence, _, _, whole_line = order.features
     pairs = (imperative * cosine, question * cosine, imperative * to_the_answer)
     mail = (question * correspondence, imperative * correspondence, imperative * whole_line)
     return (*order.features, cosine, min(known, 4.0), *pairs, *mail)
 
 
-def passages_of(text: str, signs: Signs) -> tuple[str, ...]:
-    """What the head reads of a user's text: the whole, or of a long one its opening and the passages with a cue."""
+def passages_of(text: str, signs: Signs, found: Sequence[Sign]) -> tuple[str, ...]:
+    """What the head reads of a user's text: the whole, or of a long one its opening and the passages with a cue.
+
+    Beside these the sentences of the strongest signs by themselves: a passage of other matters would outvote them.
+    """
     if not any(map(str.isalnum, text)):
         return ()
     if len(text) <= PASSAGE_CHARS:
-        return (text,)  # as it is: other guards embed the whole text too
-    found = [passage.text for passage in passages(text, PASSAGE_CHARS)]
-    return tuple(passage for number, passage in enumerate(found) if number == 0 or signs.has_cue(passage))
+        read = [text]  # as it is: other guards embed the whole text too
+    else:
+        parts = [passage.text for passage in passages(text, PASSAGE_CHARS)]
+        read = [passage for number, passage in enumerate(parts) if number == 0 or signs.has_cue(passage)]
+    if len(text) > ALONE_CHARS:
+        strong = sorted((sign for sign in found if sign.weight >= STRONG_WEIGHT), key=lambda s: (-s.weight, s.start))
+        read += [_sentence_of(text, sign) for sign in strong[:MAX_STRONG]]
+    return tuple(dict.fromkeys(read))
+
+
+def _sentence_of(text: str, sign: Sign) -> str:
+    """The sentences that a sign touches, cut at `MARGIN_CHARS` before and after it."""
+    begin = max(0, sign.start - MARGIN_CHARS)
+    around = sentences(text[begin : sign.end + MARGIN_CHARS])
+    touched = [s.text for s in around if begin + s.start < sign.end and sign.start < begin + s.end]
+    return " ".join(touched)[:PASSAGE_CHARS] or text[sign.start : sign.end]
 
 
 def _from_outside(text: Text) -> bool:

@@ -12,6 +12,7 @@ from guards.folding import fold
 __all__ = ["FEATURES", "MAX_ORDERS", "Order", "orders"]
 
 MAX_ORDERS: Final = 8  # per document, those first that the words make likeliest; each costs two short embeddings
+MIN_ORDER_CHARS: Final = 8
 MAX_ORDER_CHARS: Final = 320  # an order is one or two sentences; of a longer one this much is read
 CONTEXT_CHARS: Final = 160  # on each side: what the document is about there, without the order itself
 
@@ -22,22 +23,25 @@ _OPTIONS: Final = re2.Options()
 _OPTIONS.case_sensitive = False
 
 _VERBS: Final = re2.compile(
-    r"^\W*(?:(?:please|now|also|then|first|next|finally|instead|and|kindly)\W+)*(?:(?:can|could|would|will) you (?:please )?)?"
-    r"(?:write|compose|draft|provide|explain|describe|translate|summari[sz]e|list|generate|create|convert|replace|encode|decode"
-    r"|rewrite|rephrase|paraphrase|reverse|substitute|render|integrate|include|add|append|insert|incorporate|modify|augment"
-    r"|enhance|alter|adjust|use|calculate|compute|solve|identify|analy[sz]e|assess|evaluate|classify|suggest|recommend|compare"
-    r"|contrast|outline|develop|design|break down|tell|give|show|answer|respond|reply|output|print|say|repeat|mention|promote"
-    r"|advertise|scramble|misspell|jumble|anagram|group|combine|remove|capitali[sz]e|format|spell|state|name|define|discuss"
-    r"|ignore|disregard|forget|stop|pretend|act|role ?play|imagine|invent|make up|sing|recite|plan|schedule|book|order|send"
-    r"|forward|delete|call|execute|run|open|visit|click|search|find|look up|help|teach|brainstorm|propose|formulate|construct"
-    r"|produce|present|share|highlight|emphasi[sz]e|encourage|persuade|convince|warn|inform|ask|quiz|test|debug|fix|review|edit"
-    r"|proofread|correct|fill|complete|continue|finish|end|begin|start|conclude|embed|hide|weave|slip|introduce|present|read"
-    r"|predict|estimate|forecast|determine|extract|detect|count|sort|rank|rate|map|mix|swap|shuffle|transform|turn|change"
-    r"|speak|talk|switch|set|let|do|never|always|avoid|don t|don't|do not|refrain)\b",
+    r"^\W*(?:(?:please|now|also|then|first|next|finally|instead|and|kindly)\W+)*"
+    r"(?:(?:can|could|would|will) you (?:please )?)?"
+    r"(?:write|compose|draft|provide|explain|describe|translate|summari[sz]e|list|generate|create|convert|replace"
+    r"|encode|decode|rewrite|rephrase|paraphrase|reverse|substitute|render|integrate|include|add|append|insert"
+    r"|incorporate|modify|augment|enhance|alter|adjust|use|calculate|compute|solve|identify|analy[sz]e|assess|evaluate"
+    r"|classify|suggest|recommend|compare|contrast|outline|develop|design|break down|tell|give|show|answer|respond"
+    r"|reply|output|print|say|repeat|mention|promote|advertise|scramble|misspell|jumble|anagram|group|combine|remove"
+    r"|capitali[sz]e|format|spell|state|name|define|discuss|ignore|disregard|forget|stop|pretend|act|role ?play|imagine"
+    r"|invent|make up|sing|recite|plan|schedule|book|order|send|forward|delete|call|execute|run|open|visit|click|search"
+    r"|find|look up|help|teach|brainstorm|propose|formulate|construct|produce|present|share|highlight|emphasi[sz]e"
+    r"|encourage|persuade|convince|warn|inform|ask|quiz|test|debug|fix|review|edit|proofread|correct|fill|complete"
+    r"|continue|finish|end|begin|start|conclude|embed|hide|weave|slip|introduce|read|predict|estimate|forecast"
+    r"|determine|extract|detect|count|sort|rank|rate|map|mix|swap|shuffle|transform|turn|change|speak|talk|switch|set"
+    r"|let|do|never|always|avoid|don t|don't|refrain)\b",
     _OPTIONS,
 )
 _TO_THE_ANSWER: Final = re2.compile(
-    r"\b(?:your|the|this|its|each|every) (?:\w+ )?(?:answers?|repl(?:y|ies)|responses?|outputs?|summar(?:y|ies)|completion)\b"
+    r"\b(?:your|the|this|its|each|every) (?:\w+ )?"
+    r"(?:answers?|repl(?:y|ies)|responses?|outputs?|summar(?:y|ies)|completion)\b"
     r"|\byour (?:\w+ )?(?:messages?|text|words|sentences?|translation|reasoning|conclusion)\b"
     r"|\b(?:respond|reply|answer) (?:only|with|in|as|to|using|by)\b",
     _OPTIONS,
@@ -48,16 +52,28 @@ _ASKS: Final = re2.compile(
     _OPTIONS,
 )
 _THE_READER: Final = re2.compile(
-    r"\b(?:ai|a\.i\.|llm|gpt|chatgpt|chatbot|assistant|language model|bot|users?|readers?|prompt|instructions?|system)\b", _OPTIONS
+    r"\b(?:ai|a\.i\.|llm|gpt|chatgpt|chatbot|assistant|language model|bot|users?|readers?|prompt|instructions?"
+    r"|system)\b",
+    _OPTIONS,
 )
 _CORRESPONDENCE: Final = re2.compile(
-    r"\b(?:we|us|our|ours|i|my|me|let me know|attached|meeting|call me|thanks|thank you|best|regards|if you have any questions"
+    r"\b(?:we|us|our|ours|i|my|me|let me know|attached|meeting|call me|thanks|thank you|best|regards"
+    r"|if you have any questions"
     r"|unsubscribe|account|order|invoice|payment|privacy|email|e-mail|below|here)\b",
     _OPTIONS,
 )
 _MARKED: Final = re.compile(r"[\"'“”‘’`@#$%&*=:()]")
 
-FEATURES: Final = ("imperative", "to_the_answer", "question", "the_reader", "correspondence", "marked", "short", "whole_line")
+FEATURES: Final = (
+    "imperative",
+    "to_the_answer",
+    "question",
+    "the_reader",
+    "correspondence",
+    "marked",
+    "short",
+    "whole_line",
+)
 """What the words of an order say, each 0 or 1: the columns of `Order.features`."""
 
 
@@ -82,7 +98,7 @@ def orders(text: str) -> list[Order]:
         cell = bool(mark) and mark[0] in "\n\r|\t<"
         end = stop if cell else stop + len(punctuation)
         piece = text[start:end]
-        if 8 <= len(piece.strip()) and any(char.isalpha() for char in piece):
+        if len(piece.strip()) >= MIN_ORDER_CHARS and any(char.isalpha() for char in piece):
             order = _order(text, start + len(piece) - len(piece.lstrip()), end, fresh and (cell or not mark))
             if order is not None:
                 likely = order.features[1] * 2 + order.features[0] + order.features[3] + order.features[2] / 2

@@ -36,9 +36,10 @@ SCALE: Final = 3.0  # of embeddings, whose norm is 1, so that C regularises
 ATTACK_C: Final = 0.3
 ORDER_C: Final = 1.5
 # Classes are balanced in training; attacks are rarer than that. Chosen so that ordinary texts lie below the stock
-# policy's thresholds in cross-validation, without a look at the held-out trigger sentences.
+# policy's thresholds in cross-validation.
 ATTACK_OFFSET: Final = -0.7
-ORDER_OFFSET: Final = -0.35
+ATTACK_SLOPE: Final = 1.4  # the weights that held-out scores teach are timid: at 0.8 they leave no false alarms at all
+ORDER_OFFSET: Final = 0.0
 ATTACK_WEIGHTS: Final = {"jailbreaks": 0.5, "multilingual": 0.5, "translated": 0.5, "act_as": 1.5, "coding": 0.5,
                          "chat": 0.4, "questions": 0.4, "benign:hard": 2.5, "benign:ordinary": 3.0}  # fmt: skip
 ORDER_WEIGHTS: Final = {"asked": 0.5, "email": 2.0, "rag": 2.0, "xquad": 2.0, "alone": 0.2}
@@ -91,7 +92,7 @@ def read_groups(data: Path, embeddings: Embeddings) -> list[Group]:
     injection = data / "injection"
 
     def group(name: str, attack: bool, texts: Sequence[str]) -> Group:
-        pieces = [passages_of(text, SIGNS) for text in texts]
+        pieces = [passages_of(text, SIGNS, SIGNS.find(text, untrusted=False)) for text in texts]
         known = [(*evidence(SIGNS.find(text, untrusted=False)), english_share(words(text[:2000]))) for text in texts]
         vectors = [embeddings(found) for found in pieces] if len(texts) < 50 else _split(embeddings, pieces)
         folds = _families(vectors) if name == "jailbreaks" else list(range(len(texts)))
@@ -175,7 +176,9 @@ def read_sentences(data: Path, embeddings: Embeddings) -> list[Sentence]:
 
     def inject(group: str, order: str, documents: Sequence[str]) -> None:
         document = chance.choice(documents)[:1500]
-        seams = [i + 1 for i, char in enumerate(document) if char in "\n|.?!" and document[i + 1 : i + 2] in (" ", "\n", "")]
+        seams = [
+            i + 1 for i, char in enumerate(document) if char in "\n|.?!" and document[i + 1 : i + 2] in (" ", "\n", "")
+        ]
         place, seam = chance.choice([0, len(document), *seams]), chance.choice([" ", "\n", "|"])
         mixed = document[:place] + seam + order + seam + document[place:]
         add(group, mixed, True, lambda text: text in order or order in text)
@@ -217,20 +220,22 @@ def train_attacks(groups: Sequence[Group]) -> dict[str, npt.NDArray[np.float32]]
     direction, constant = _direction(groups)
     columns, labels, weights = [], [], []
     for fold in range(5):
-        held, own = _direction([group.part(lambda i, g=group: g.folds[i] != fold) for group in groups])
-        for group in (group.part(lambda i, g=group: g.folds[i] == fold) for group in groups):
+        held, own = _direction([group.part(lambda i, g=group, f=fold: g.folds[i] != f) for group in groups])
+        for group in (group.part(lambda i, g=group, f=fold: g.folds[i] == f) for group in groups):
             seen = _seen(group, held, own)
             columns += [attack_columns(s, *known) for s, known in zip(seen, group.known, strict=True)]
             labels += [group.attack] * len(seen)
             weights += [ATTACK_WEIGHTS.get(group.name, 1.0)] * len(seen)
     mix = _fit(1.0, np.array(columns), np.array(labels), np.array(weights))
     attacks = [group for group in groups if group.attack and group.name != "translated"]
-    kinds = [(vector, _is_jailbreak(group, i)) for group in attacks for i, v in enumerate(group.vectors) for vector in v]
+    kinds = [
+        (vector, _is_jailbreak(group, i)) for group in attacks for i, v in enumerate(group.vectors) for vector in v
+    ]
     kind = _fit(0.3, np.array([v for v, _ in kinds]) * SCALE, np.array([k for _, k in kinds]), np.ones(len(kinds)))
     return {
         "attack": (direction * SCALE).astype(np.float32),
         "attack_constant": np.array([constant], dtype=np.float32),
-        "mix": np.array([*mix.coef_[0], mix.intercept_[0] + ATTACK_OFFSET], dtype=np.float32),
+        "mix": (np.array([*mix.coef_[0], mix.intercept_[0] + ATTACK_OFFSET]) * ATTACK_SLOPE).astype(np.float32),
         "kind": (kind.coef_[0] * SCALE).astype(np.float32),
         "kind_constant": np.array([kind.intercept_[0]], dtype=np.float32),
     }
@@ -246,7 +251,11 @@ def _direction(groups: Sequence[Group]) -> tuple[Array, float]:
     vectors = np.concatenate([v for group in groups for v in group.vectors if len(v)]) * SCALE
     labels = np.concatenate([np.full(len(v), group.attack) for group in groups for v in group.vectors])
     weights = np.concatenate(
-        [np.full(len(v), ATTACK_WEIGHTS.get(group.name, 1.0) / max(len(v), 1)) for group in groups for v in group.vectors]
+        [
+            np.full(len(v), ATTACK_WEIGHTS.get(group.name, 1.0) / max(len(v), 1))
+            for group in groups
+            for v in group.vectors
+        ]
     )
     fitted = _fit(ATTACK_C, vectors, labels, weights)
     return fitted.coef_[0], float(fitted.intercept_[0])
@@ -290,9 +299,9 @@ def figures(data: Path, groups: Sequence[Group], sentences: Sequence[Sentence], 
     print("cross-validation (jailbreaks by family)")
     risks: dict[str, list[float]] = {group.name: [] for group in groups}
     for fold in range(5):
-        head = _with(whole, train_attacks([group.part(lambda i, g=group: g.folds[i] != fold) for group in groups]))
+        head = _with(whole, train_attacks([group.part(lambda i, g=group, f=fold: g.folds[i] != f) for group in groups]))
         for group in groups:
-            risks[group.name] += _risks(head, group.part(lambda i, g=group: g.folds[i] == fold).texts)
+            risks[group.name] += _risks(head, group.part(lambda i, g=group, f=fold: g.folds[i] == f).texts)
     for name, found in risks.items():
         _print(name, found)
     print("held out in every training")
