@@ -114,12 +114,13 @@ class GroundingGuard:
             return Failure(FailureCode.REQUEST_MISSING)
         if _too_large(unit):
             return Failure(FailureCode.INPUT_TOO_LARGE)
-        claims = _claims(unit)
+        known_numbers, known_stems = _given(unit)
+        claims = _claims(unit, known_numbers)
         risks = [(claim, round(_risk([claim]), 3)) for claim in claims]
         places = [_place(claim) for claim, risk in risks if risk >= RANGE_FROM]
         worst = max((risk for _, risk in risks), default=0.0)
         whole = round(_risk(claims), 3) if claims else 0.0
-        return [Hit("unsupported", max(worst, whole), tuple(places)), *_details(unit, claims)]
+        return [Hit("unsupported", max(worst, whole), tuple(places)), *_details(claims, known_numbers, known_stems)]
 
 
 def _place(claim: _Claim) -> Range:
@@ -150,17 +151,11 @@ def _risk(claims: Sequence[_Claim]) -> float:
     )
 
 
-def _claims(unit: Unit) -> list[_Claim]:
+def _claims(unit: Unit, known_numbers: frozenset[str]) -> list[_Claim]:
     sources = [_source(document.text) for document in unit.exchange.documents if document.text.strip()]
-    stems, pairs, known_words = (
-        frozenset(itertools.chain.from_iterable(parts))
-        for parts in (
-            (source.stems for source in sources),
-            (source.pairs for source in sources),
-            (source.words for source in sources),
-        )
-    )
-    known_numbers = _given(unit)[0]
+    stems = frozenset[str]().union(*(source.stems for source in sources))
+    pairs = frozenset[tuple[str, str]]().union(*(source.pairs for source in sources))
+    known_words = frozenset[str]().union(*(source.words for source in sources))
     claims: list[_Claim] = []
     for index, text in answer_texts(unit):
         found = sentences(text.text)
@@ -222,8 +217,8 @@ def _given(unit: Unit) -> tuple[frozenset[str], frozenset[str]]:
     texts = [document.text for document in unit.exchange.documents] + [text for _, text in turns(unit.exchange)]
     texts += [text.text for text in texts_of(unit.exchange, "request") if text.role in ("system", "tool")]
     sources = [_source(text) for text in texts if text.strip() and len(text) <= MAX_CHARS]
-    given_numbers = frozenset(itertools.chain.from_iterable(source.numbers for source in sources))
-    return given_numbers, frozenset(itertools.chain.from_iterable(source.stems for source in sources))
+    given_numbers = frozenset[str]().union(*(source.numbers for source in sources))
+    return given_numbers, frozenset[str]().union(*(source.stems for source in sources))
 
 
 def _new_numbers(text: str, known: frozenset[str]) -> Iterable[re.Match[str]]:
@@ -231,9 +226,8 @@ def _new_numbers(text: str, known: frozenset[str]) -> Iterable[re.Match[str]]:
     return (m for m in numbers(text) if len(m.group()) > 1 and _number(m.group()) not in known)
 
 
-def _details(unit: Unit, claims: Sequence[_Claim]) -> list[Hit]:
+def _details(claims: Sequence[_Claim], known_numbers: frozenset[str], known_stems: frozenset[str]) -> list[Hit]:
     """Numbers and names in the claims that neither the documents nor the conversation have."""
-    known_numbers, known_stems = _given(unit)
     new_numbers: list[Range] = []
     new_names: list[Range] = []
     for claim in claims:

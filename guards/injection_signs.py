@@ -93,7 +93,8 @@ class Signs:
             if hidden := _decoded(match.group()):
                 start, end = folded.span(*match.span())
                 inner = self._matches(fold(hidden), untrusted=untrusted)
-                signs.extend(Sign(sign.kind, sign.weight, start, end) for sign in inner)
+                # Hidden as well as said: that is twice the evidence.
+                signs.extend(Sign(sign.kind, 1 - (1 - sign.weight) ** 2, start, end) for sign in inner)
         return signs
 
     def has_cue(self, text: str) -> bool:

@@ -110,6 +110,7 @@ def read_groups(data: Path, embeddings: Embeddings) -> list[Group]:
         *(group(f"prompt_injection:{name}", True, texts) for name, texts in made["prompt_injection"].items()),
         *(group(f"jailbreak:{name}", True, texts) for name, texts in made["jailbreak"].items()),
         *(group(f"benign:{name}", False, texts) for name, texts in made["benign"].items()),
+        group("technical", False, technical()),
         group("act_as", False, file("benign_act_as.jsonl")),
         group("coding", False, file("benign_coding.jsonl")[::2]),
         group("chat", False, chat(data)[:900]),
@@ -120,6 +121,42 @@ def read_groups(data: Path, embeddings: Embeddings) -> list[Group]:
 def _split(embeddings: Embeddings, pieces: Sequence[Sequence[str]]) -> list[npt.NDArray[np.float32]]:
     flat = embeddings([piece for found in pieces for piece in found])
     return np.split(flat, np.cumsum([len(found) for found in pieces])[:-1])
+
+
+def technical() -> list[str]:
+    """Questions about keys, tokens and logs, contents made up; to the encoder they look like asking for a secret."""
+    chance = random.Random(7)  # noqa: S311
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+
+    def noise(chars: int, alphabet: str = letters) -> str:
+        return "".join(chance.choices(alphabet, k=chars))
+
+    def pem(kind: str) -> str:
+        lines = "\n".join(noise(64) for _ in range(chance.randint(1, 6)))
+        return f"-----BEGIN {kind}-----\n{lines}\n-----END {kind}-----"
+
+    asked = ["Is this valid?", "What is wrong with this key?", "Can you check the format?", "Why is it refused?", ""]
+    texts = [
+        f"{chance.choice(asked)}\n{pem(kind)}"
+        for kind in ("RSA PRIVATE KEY", "PRIVATE KEY", "CERTIFICATE", "PUBLIC KEY", "OPENSSH PRIVATE KEY")
+        for _ in range(3)
+    ]
+    for _ in range(4):
+        texts += [
+            f"Use the access key {noise(20).upper()} for the upload.",
+            f"Set the header Authorization to Bearer {noise(40)} and call the API again.",
+            f'{{"api_key": "{noise(24)}", "user": "jane", "limit": {chance.randint(1, 99)}}} Why does this fail?',
+            f"export TOKEN={noise(30)}\nmake deploy\nError: the token has expired. How do I renew it?",
+            f"password = '{noise(10)}'  # how do I move this into an environment variable?",
+            f"What does this decode to? {noise(48)}",
+            f"sha256:{noise(64, '0123456789abcdef')} does not match, what now?",
+            f"ERROR {noise(8, '0123456789abcdef')} worker died: connection to 10.0.0.{chance.randint(1, 99)} refused",
+            f"My licence key is {noise(5).upper()}-{noise(5).upper()}-{noise(5).upper()}, where do I enter it?",
+            f"My password {noise(9)} is not accepted, what are the rules for a new one?",
+            f"The order {chance.randint(1000, 9999)} weighs {chance.randint(2, 90)}.5 kg and has 12 items.",
+            f"Write to support{chance.randint(1, 99)}@example.com about the key of flat {chance.randint(1, 99)}.",
+        ]
+    return texts
 
 
 def chat(data: Path) -> list[str]:
