@@ -51,7 +51,6 @@ class _Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     templates: list[_Pattern]
     patterns: list[_Pattern]
     cues: str
-    prototypes: dict[Kind | Literal["benign"], list[str]]
 
 
 class Sign(NamedTuple):
@@ -67,7 +66,6 @@ class Signs:
     """All patterns, compiled once; `find` may be called from several threads."""
 
     def __init__(self, source: _Source) -> None:
-        self.prototypes = source.prototypes
         # A family says the same in every language, so its matches are one piece of evidence: `_families` tells which.
         self._patterns, self._families = list(source.patterns), list(range(len(source.patterns)))
         for family, template in enumerate(source.templates, start=len(source.patterns)):
@@ -95,7 +93,8 @@ class Signs:
             if hidden := _decoded(match.group()):
                 start, end = folded.span(*match.span())
                 inner = self._matches(fold(hidden), untrusted=untrusted)
-                signs.extend(Sign(sign.kind, sign.weight, start, end) for sign in inner)
+                # Hidden as well as said: that is twice the evidence.
+                signs.extend(Sign(sign.kind, 1 - (1 - sign.weight) ** 2, start, end) for sign in inner)
         return signs
 
     def has_cue(self, text: str) -> bool:

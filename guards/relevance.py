@@ -21,13 +21,15 @@ OPENING_CHARS: Final = 4_000  # an answer's subject shows in its opening; a whol
 CONTEXT_CHARS: Final = 1_000  # of the turns before a short question
 SHORT_QUESTION_WORDS: Final = 12  # "And how so?" is about what was said before
 
-# Risk is a logistic of the cosine: 0.97 at 0, 0.5 at the middle, 0.01 at 0.5. In English unrelated pairs lie below 0.2
-# and answers above 0.35 (95 in 100 each, XQuAD); the encoder is English, and in other languages unrelated texts lie
-# higher: the middle moves by up to FOREIGN_SHIFT.
+# Risk is a logistic of cosine and shared words: 0.97 at 0, 0.5 at the middle, steep above it and gentle below, where it
+# still ranks answers (0.1 at 0.55). In English unrelated pairs lie below 0.2 and answers above 0.35 by cosine alone (95
+# in 100 each, XQuAD); the encoder is English, and in other languages unrelated texts lie higher: the middle moves by up
+# to FOREIGN_SHIFT.
 MIDDLE: Final = 0.22
 SCALE: Final = 0.06
+SAFE_SCALE: Final = 0.15
 FOREIGN_SHIFT: Final = 0.12
-OVERLAP_WEIGHT: Final = 0.15  # added to the cosine when the answer repeats all content words of the question
+OVERLAP_WEIGHT: Final = 0.5  # added to the cosine when the answer repeats all content words of the question
 
 # "Teeth" may be the right answer to a question that shares no word with it: few words cannot show that an answer is
 # off the subject, so the risk grows with them.
@@ -40,7 +42,7 @@ class RelevanceGuard:
     """Kind `irrelevant`, one hit for every exchange, however low the score."""
 
     name = "relevance"
-    version = "1"
+    version = "2"
     stages: frozenset[Stage] = frozenset({"response"})
     unit: Literal["exchange"] = "exchange"
     options_type = NoOptions
@@ -101,7 +103,8 @@ def _risk(asked: str, answer: str, cosine: float) -> float:
     stems = set(content_stems(question_words))
     overlap = len(stems & set(content_stems(answer_words))) / len(stems) if stems else 0.0
     middle = MIDDLE + FOREIGN_SHIFT * (1 - english_share([*question_words, *answer_words]))
-    return 1 / (1 + math.exp((cosine + OVERLAP_WEIGHT * overlap - middle) / SCALE))
+    margin = cosine + OVERLAP_WEIGHT * overlap - middle
+    return 1 / (1 + math.exp(margin / (SAFE_SCALE if margin > 0 else SCALE)))
 
 
 def _certainty(unit: Unit, answer: str) -> float:
