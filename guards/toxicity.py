@@ -174,7 +174,9 @@ class Lexical:
 
 
 class LinearBackend:
-    """alt-profanity-check and a linear head on the shared embedding (docs/models/toxicity.md); one kind, `toxicity`.
+    """alt-profanity-check and a linear head on the shared embedding (docs/models/toxicity.md).
+
+    Kinds `toxicity`, and `severe_toxicity` where words and head are sure both, as an insult or a threat makes them.
 
     The head reads the opening of users' texts and answers and sees what has no swear word in it; words alone judge
     tools' texts. Both dilute: in a long text one insult disappears, and so each sentence is looked at by its words too.
@@ -213,12 +215,21 @@ class LinearBackend:
             mine[1:] -= 2 * math.log(min(max(len(looks) - 1, 1), MAX_LOOKS)) + PART_PENALTY
             # The place is where the words are worst; the head knows no place.
             worst = int(mine.argmax())
+            where = (looks[worst],) if looks[worst].end else ()
+            severe = -math.inf
             if opening := self.needs(text):
                 seen = float(self._direction @ artifacts.embedding(opening[0]))
+                severe = min(float(mine.max()), severe_odds(seen + self._mix[3]))
                 mine[0] = combined(float(mine[0]), seen, english_share(words(opening[0])), self._mix)
-            where = (looks[worst],) if looks[worst].end else ()
-            hits.append((Hit("toxicity", round(logistic(float(mine.max())), 3), where),))
+            scores = {"toxicity": float(mine.max()), "severe_toxicity": min(severe, float(mine.max()))}
+            hits.append(tuple(Hit(kind, round(logistic(odds), 3), where) for kind, odds in scores.items()))
         return hits
+
+
+def severe_odds(seen: float) -> float:
+    """Log odds that a text is hostile through and through, from the head's log odds: words alone cannot tell an insult
+    from a curse. Rude words at a build give -5, "shut up" 2, threats and slurs 3 to 7."""
+    return 2 * seen - 2.5
 
 
 def combined(lexical: float, seen: float, english: float, mix: Sequence[float]) -> float:
