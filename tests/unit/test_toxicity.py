@@ -32,11 +32,11 @@ def unit(text: str, role: str = "user") -> Unit:
     return Unit((Text(text, role),), Exchange(), "request")
 
 
-def hit(guard: ToxicityGuard, text: str, role: str = "user") -> Hit:
+def hit(guard: ToxicityGuard, text: str, role: str = "user", kind: str = "toxicity") -> Hit:
     (result,) = guard.check([unit(text, role)], NoOptions(), ARTIFACTS)
     assert not isinstance(result, Failure)
-    (only,) = result
-    return only
+    assert [hit.kind for hit in result] == ["toxicity", "severe_toxicity"]
+    return next(hit for hit in result if hit.kind == kind)
 
 
 def test_every_text_gets_a_score(guard: ToxicityGuard) -> None:
@@ -51,6 +51,19 @@ def test_every_text_gets_a_score(guard: ToxicityGuard) -> None:
 )
 def test_what_is_hostile_without_a_swear_word_is_seen(guard: ToxicityGuard, text: str) -> None:
     assert hit(guard, text).score > 2 * hit(guard, text, "tool").score
+
+
+def test_an_insult_is_severe_and_a_curse_is_not(guard: ToxicityGuard) -> None:
+    for text in ("You are a worthless piece of shit, go kill yourself.", "You are a stupid worthless idiot, I hate you."):
+        assert hit(guard, text, kind="severe_toxicity").score > 0.9
+    for text in ("Fuck this, the build is broken.", "What the hell is going on?", "This is stupid."):
+        severe = hit(guard, text, kind="severe_toxicity").score
+        assert severe < 0.7 < hit(guard, text).score
+
+
+@given(st.text(max_size=80) | st.sampled_from([INSULT, "shut up", "go die"]))
+def test_severe_is_never_more_than_toxic(guard: ToxicityGuard, text: str) -> None:
+    assert hit(guard, text, kind="severe_toxicity").score <= hit(guard, text).score
 
 
 @pytest.mark.parametrize("term", ["gay", "homosexual", "Muslim", "Jewish", "Black", "transgender", "blind"])
