@@ -228,8 +228,8 @@ class LinearBackend:
 
 def severe_odds(seen: float) -> float:
     """Log odds that a text is hostile through and through, from the head's log odds: words alone cannot tell an insult
-    from a curse. Rude words at a build give -5, "shut up" 2, threats and slurs 3 to 7."""
-    return 2 * seen - 2.5
+    from a curse. Rude words at a build give -6, "shut up" 0.4, slurs and wishes of death 1.5 to 5."""
+    return 2 * seen - 4
 
 
 def combined(lexical: float, seen: float, english: float, mix: Sequence[float]) -> float:

@@ -54,7 +54,7 @@ def test_what_is_hostile_without_a_swear_word_is_seen(guard: ToxicityGuard, text
 
 
 def test_an_insult_is_severe_and_a_curse_is_not(guard: ToxicityGuard) -> None:
-    for text in ("You are a worthless piece of shit, go kill yourself.", "You are a stupid worthless idiot, I hate you."):
+    for text in ("You are a worthless piece of shit, go kill yourself.", "You fucking moron, I hate you."):
         assert hit(guard, text, kind="severe_toxicity").score > 0.9
     for text in ("Fuck this, the build is broken.", "What the hell is going on?", "This is stupid."):
         severe = hit(guard, text, kind="severe_toxicity").score
