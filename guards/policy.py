@@ -92,7 +92,7 @@ class GuardRule(_Strict):
 
     @model_validator(mode="after")
     def _masks_what_it_redacts(self) -> GuardRule:
-        if "mask" in self.model_fields_set and self.action is not Action.REDACT:
+        if self.mask != "replace" and self.action is not Action.REDACT:
             raise ValueError(f"mask goes with the action redact, and this rule's is {self.action}")
         return self
 
