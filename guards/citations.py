@@ -15,7 +15,7 @@ import msgspec
 
 from guards.answers import answer_texts
 from guards.artifacts import Artifacts
-from guards.guard import Needs, NoOptions, Result
+from guards.guard import MAX_CHARS, Needs, NoOptions, Result
 from guards.models import ModelStore
 from guards.policy import options_of
 from guards.sentences import Sentence, sentences
@@ -25,7 +25,6 @@ from guards.words import content_stems, words
 
 __all__ = ["CitationsGuard", "CitationsOptions", "build"]
 
-MAX_CHARS: Final = 131_072
 UNKNOWN_RISK: Final = 0.9  # nearly certain: the rest is for brackets that were no citation
 RANGE_FROM: Final = 0.5  # a sentence at this risk or more is marked
 MAX_COMPARED: Final = 16  # sentences that are embedded (0.3 s at most); those after it go by words alone

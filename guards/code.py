@@ -19,7 +19,7 @@ import re2
 
 from guards.answers import final_answers
 from guards.fences import blocks
-from guards.guard import Needs, NoOptions, Result
+from guards.guard import MAX_CHARS, Needs, NoOptions, Result
 from guards.policy import options_of
 from guards.strict import nearest
 from guards.types import Failure, FailureCode, Hit, Range, Stage, Text, Unit
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "LANGUAGES", "MAX_CHARS", "CodeGuard", "Options", "build"]
 
-MAX_CHARS: Final = 131_072
-"""An exchange with a longer text is refused."""
 
 # So that the time, and a record of what was found, are bounded whatever a text holds.
 MAX_MATCHES: Final = 2_000  # of one pattern in one text

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from guards.folding import fold, without_surrogates
-from guards.guard import Needs, NoOptions, Result
+from guards.guard import MAX_CHARS, Needs, NoOptions, Result
 from guards.languages import language_of
 from guards.policy import options_of
 from guards.types import Failure, FailureCode, Hit, Range, Stage, Unit
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["GROUPS", "STEPS_PER_BIT", "SYMBOLS", "TABLE", "GibberishGuard", "build", "letters_of"]
 
-MAX_CHARS: Final = 131_072
 
 # Mash. Words of prose cost 2 to 4 bits a letter in the group that fits them best (99 in 100 less than 5), random
 # letters and walks over a keyboard 4.5 to 6.

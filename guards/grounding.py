@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, NamedTuple
 from guards.answers import answer_texts, is_pleasantry, is_refusal, turns
 from guards.artifacts import Artifacts
 from guards.folding import fold
-from guards.guard import Needs, NoOptions, Result
+from guards.guard import MAX_CHARS, Needs, NoOptions, Result
 from guards.heads import logistic
 from guards.models import ModelStore
 from guards.policy import options_of
@@ -29,7 +29,6 @@ from guards.words import content_stems, names, numbers, stem, words
 
 __all__ = ["MAX_CHARS", "GroundingGuard", "build"]
 
-MAX_CHARS: Final = 131_072
 RANGE_FROM: Final = 0.5  # a sentence at this risk or more is marked
 REFUSAL_WORDS: Final = 10  # "I don't know, but it was built in 1889 by …" claims something
 QUESTION_WORDS: Final = 3  # a question this short presupposes nothing

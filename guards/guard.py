@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import msgspec
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GROUP",
+    "MAX_CHARS",
     "SLOW_GROUP",
     "Guard",
     "GuardFactory",
@@ -37,6 +38,9 @@ __all__ = [
     "build",
     "slow_names",
 ]
+
+MAX_CHARS: Final = 131_072
+"""A longer text is refused: ``Failure(INPUT_TOO_LARGE)``. What a guard may take of time and memory is bounded by it."""
 
 GROUP = "tidegate.guards"
 SLOW_GROUP = "tidegate.slow_guards"

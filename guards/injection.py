@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 
 from guards.artifacts import Artifacts
-from guards.guard import Needs, NoOptions, Result
+from guards.guard import MAX_CHARS, Needs, NoOptions, Result
 from guards.heads import Head, load_head, logistic
 from guards.injection_orders import Order, orders
 from guards.injection_signs import Kind, Sign, Signs, load_signs
@@ -37,7 +37,6 @@ __all__ = [
     "passages_of",
 ]
 
-MAX_CHARS: Final = 131_072  # a longer text is refused: patterns take about 0.1 s at this length
 PASSAGE_CHARS: Final = 600  # about 130 tokens: an attack within a longer passage would be averaged away
 ALONE_CHARS: Final = 150  # in longer texts the sentences of strong signs are read by themselves too
 STRONG_WEIGHT: Final = 0.5

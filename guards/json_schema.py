@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from guards.answers import final_answers
 from guards.fences import blocks
-from guards.guard import Needs, NoOptions, Result
+from guards.guard import MAX_CHARS, Needs, NoOptions, Result
 from guards.policy import options_of
 from guards.schemas import VERSION, NotJsonError, canonical, parse, place, violation
 from guards.types import Failure, FailureCode, Hit, Range, Stage, Text, Unit
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from guards.models import ModelStore
 
 __all__ = ["MAX_CHARS", "JsonSchemaGuard", "Options", "build"]
-
-MAX_CHARS: Final = 131_072
-"""Longer answers are refused."""
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, cache_hash=True):

@@ -10,7 +10,7 @@ import re2
 
 from guards.answers import answer_texts, question, turns
 from guards.folding import without_surrogates
-from guards.guard import Needs, NoOptions, Result
+from guards.guard import MAX_CHARS, Needs, NoOptions, Result
 from guards.languages import CODES, language_of
 from guards.policy import options_of
 from guards.strict import nearest
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LanguageGuard", "LanguageOptions", "build"]
 
-MAX_CHARS: Final = 131_072
 CONFIDENT: Final = 0.5  # of less nothing is said: a name, a title, a text half in one language and half in another
 
 # "Translate this into German", "auf Deutsch, bitte": the answer is to be in another language than the question.

@@ -15,6 +15,7 @@ import msgspec
 
 from guards.artifacts import Artifacts
 from guards.errors import ConfigError, GuardsError
+from guards.guard import MAX_CHARS
 from guards.types import Exchange, Failure, FailureCode, Text, Unit
 
 __all__ = [
@@ -33,8 +34,6 @@ __all__ = [
     "sendable",
 ]
 
-MAX_CHARS: Final = 131_072
-"""Longer texts are refused."""
 
 MASK_SCORE: Final = 0.5
 """Personal data and secrets from this score on are masked: the threshold that their guards are made for."""

@@ -13,7 +13,7 @@ from pyphen import Pyphen
 from textstat.textstat import textstatistics
 
 from guards.folding import without_surrogates
-from guards.guard import Needs, NoOptions, Result
+from guards.guard import MAX_CHARS, Needs, NoOptions, Result
 from guards.languages import language_of
 from guards.policy import options_of
 from guards.sentences import sentences
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LANGUAGES", "ReadabilityGuard", "ReadabilityOptions", "build"]
 
-MAX_CHARS: Final = 131_072
 JUDGED_CHARS: Final = 20_000  # of a text's opening: textstat keeps its last 128 texts, which must not fill the memory
 MAX_WORD_CHARS: Final = 40  # longer ones are no words, and cost time that is quadratic in their length
 MAX_CACHED_WORDS: Final = 100_000  # pyphen keeps every word that it has seen; about 30 MB

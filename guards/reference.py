@@ -15,14 +15,13 @@ import msgspec
 from guards.answers import answer_texts
 from guards.artifacts import Artifacts
 from guards.evaluation.text_metrics import bleu, chrf, perplexity, require_sacrebleu, rouge_l, similarity
-from guards.guard import Needs, NoOptions, Result
+from guards.guard import MAX_CHARS, Needs, NoOptions, Result
 from guards.models import ModelStore
 from guards.policy import options_of
 from guards.types import Exchange, Failure, FailureCode, Hit, Stage, Unit
 
 __all__ = ["MAX_CHARS", "Options", "ReferenceGuard", "build"]
 
-MAX_CHARS: Final = 131_072  # of answer and reference each; chrF takes about half a second for two of this length
 
 Kind = Literal["bleu", "chrf", "rouge_l", "similarity", "perplexity"]
 KINDS: Final[tuple[Kind, ...]] = ("bleu", "chrf", "rouge_l", "similarity", "perplexity")

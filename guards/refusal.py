@@ -17,7 +17,7 @@ import yaml
 
 from guards.answers import is_pleasantry, is_refusal
 from guards.folding import fold, without_surrogates
-from guards.guard import Needs, NoOptions, Result
+from guards.guard import MAX_CHARS, Needs, NoOptions, Result
 from guards.policy import options_of
 from guards.sentences import Sentence, sentences
 from guards.types import Failure, FailureCode, Hit, Range, Stage, Unit
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["RefusalGuard", "build"]
 
-MAX_CHARS: Final = 131_072
 FULL: Final = 0.95  # the answer declines and that is all
 AND_MORE: Final = 0.7  # it declines, then goes on for more than MORE_CHARS: an offer, an explanation, half an answer
 LATE: Final = 0.5  # it answers something and declines a part

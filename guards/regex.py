@@ -17,7 +17,7 @@ import re2
 
 from guards.answers import final_answers
 from guards.folding import without_surrogates
-from guards.guard import Needs, NoOptions, Result
+from guards.guard import MAX_CHARS, Needs, NoOptions, Result
 from guards.policy import options_of
 from guards.types import Failure, FailureCode, Hit, Range, Stage, Text, Unit
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_CHARS", "MAX_PLACES", "Options", "Pattern", "RegexGuard", "build"]
 
-MAX_CHARS: Final = 131_072
-"""An exchange with a longer text is refused."""
 
 MAX_PLACES: Final = 100
 """Matches of one pattern that are looked at in an exchange; each costs about 15 µs."""

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 from guards.answers import answer_texts, is_pleasantry, is_refusal, question, turns
 from guards.artifacts import Artifacts
-from guards.guard import Needs, NoOptions, Result
+from guards.guard import MAX_CHARS, Needs, NoOptions, Result
 from guards.models import ModelStore
 from guards.policy import options_of
 from guards.types import Failure, FailureCode, Hit, Stage, Unit
@@ -16,7 +16,6 @@ from guards.words import content_stems, english_share, words
 
 __all__ = ["MAX_CHARS", "RelevanceGuard", "build"]
 
-MAX_CHARS: Final = 131_072
 OPENING_CHARS: Final = 4_000  # an answer's subject shows in its opening; a whole long one would cost seconds
 CONTEXT_CHARS: Final = 1_000  # of the turns before a short question
 SHORT_QUESTION_WORDS: Final = 12  # "And how so?" is about what was said before

@@ -16,7 +16,7 @@ import ahocorasick
 import msgspec
 
 from guards.folding import fold
-from guards.guard import Needs, NoOptions, Result
+from guards.guard import MAX_CHARS, Needs, NoOptions, Result
 from guards.policy import options_of
 from guards.types import Failure, FailureCode, Hit, Range, Stage, Unit
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_CHARS", "MAX_PLACES", "Options", "TermList", "TermsGuard", "build"]
 
-MAX_CHARS: Final = 131_072
-"""Longer texts are refused."""
 
 MAX_PLACES: Final = 1_000
 """Places that one hit lists; a text that is full of a term would make a record of megabytes."""

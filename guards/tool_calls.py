@@ -10,11 +10,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 
-from guards.guard import Needs, NoOptions, Result
+from guards.guard import MAX_CHARS, Needs, NoOptions, Result
 from guards.policy import options_of
 from guards.schemas import VERSION, NotJsonError, canonical, canonical_json, parse, place, violation
 from guards.types import Hit, Range, Stage, Unit
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from guards.models import ModelStore
 
 __all__ = ["MAX_CHARS", "Options", "ToolCallsGuard", "build"]
-
-MAX_CHARS: Final = 131_072
-"""Longer arguments are bad ones."""
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, cache_hash=True):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import msgspec
 import numpy as np
 
-from guards.guard import Needs, NoOptions, Result
+from guards.guard import MAX_CHARS, Needs, NoOptions, Result
 from guards.policy import options_of
 from guards.sentences import Sentence, passages
 from guards.types import Failure, FailureCode, Hit, Range, Stage, Unit
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_CHARS", "Options", "Topic", "TopicsGuard", "build"]
 
-MAX_CHARS: Final = 131_072
-"""Longer texts are refused; one of this length takes the encoder about ten seconds."""
 
 PASSAGE_CHARS: Final = 200  # a sentence or two: more would dilute the one that matters
 RANGE_FROM: Final = 0.5  # passages at this score or more are marked

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from guards.errors import ConfigError, ModelMissingError
-from guards.guard import Needs, NoOptions, Result
+from guards.guard import MAX_CHARS, Needs, NoOptions, Result
 from guards.heads import Head, load_head, logistic
 from guards.policy import options_of
 from guards.types import Failure, FailureCode, Hit, Range, Stage, Text, Unit
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Backend", "Lexical", "LinearBackend", "Profile", "ToxicityGuard", "build", "combined"]
 
-MAX_CHARS: Final = 131_072
-"""Longer texts are refused: some 30,000 tokens, which take the linear model 0.1 s and Detoxify tens of seconds."""
 
 MIN_PART_CHARS: Final = 24
 """Shorter sentences are joined, so that 128 KB of `a. a. a.` are 5,000 parts and not 40,000."""

@@ -16,7 +16,7 @@ import phonenumbers
 
 from guards.artifacts import Entity
 from guards.errors import ConfigError
-from guards.guard import Needs, Result
+from guards.guard import MAX_CHARS, Needs, Result
 from guards.pii.addresses import addresses
 from guards.pii.dates import dates
 from guards.pii.found import DEFAULT_KINDS, Found, Kind, Places, joined, settle
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Options", "PiiGuard", "Profile", "build"]
 
-MAX_CHARS: Final = 131_072
-"""Longer texts are refused: the entity model takes some ten seconds for this much."""
 
 MIN_SCORE: Final = 0.3
 """Presidio's weakest patterns (any nine digits) stay below this without a context word: noise, not findings."""

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from guards.artifacts import Artifacts
 from guards.citations import CitationsGuard, CitationsOptions, build
-from guards.models import ModelState, ModelStore
+from guards.models import ModelStore
 from guards.text import texts_of
 from guards.types import Document, Exchange, Failure, FailureCode, Hit, Message, Unit
 
@@ -27,14 +27,6 @@ DOCUMENTS = (Document(BRIDGE, "kb-7"), Document(FLOOD, "kb-8"), Document(TOWN, "
 CLAIM = "The bridge was built by the mason Hans Brenner"
 
 Hits = Callable[..., dict[str, Hit]]
-
-
-@pytest.fixture(scope="module")
-def store() -> ModelStore:
-    made = ModelStore()
-    if any(model.state is not ModelState.READY for model in made.list()):
-        pytest.fail(f"the models are not in {made.root}: run `python -m guards.models pull`")
-    return made
 
 
 @pytest.fixture(scope="module")

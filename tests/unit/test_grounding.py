@@ -13,7 +13,7 @@ import pytest
 from guards.artifacts import Artifacts
 from guards.grounding import MAX_CHARS, GroundingGuard, build
 from guards.guard import NoOptions
-from guards.models import ModelState, ModelStore
+from guards.models import ModelStore
 from guards.sentences import passages, sentences
 from guards.text import texts_of
 from guards.types import Document, Exchange, Failure, FailureCode, Hit, Message, Unit
@@ -27,14 +27,6 @@ DOCUMENTS = (
 )
 
 Hits = Callable[..., dict[str, Hit]]
-
-
-@pytest.fixture(scope="module")
-def store() -> ModelStore:
-    made = ModelStore()
-    if any(model.state is not ModelState.READY for model in made.list()):
-        pytest.fail(f"the models are not in {made.root}: run `python -m guards.models pull`")
-    return made
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from guards.guard import NoOptions
 from guards.injection import MAX_CHARS, InjectionGuard, build
 from guards.injection_orders import MAX_ORDERS
 from guards.injection_signs import load_signs
-from guards.models import ModelState, ModelStore
+from guards.models import ModelStore
 from guards.types import Exchange, Failure, FailureCode, Hit, Location, Text, Unit
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -28,14 +28,6 @@ BLOCKING = 0.8
 OPTIONS = NoOptions()
 
 Scores = Callable[..., dict[str, Hit]]
-
-
-@pytest.fixture(scope="module")
-def store() -> ModelStore:
-    made = ModelStore()
-    if any(model.state is not ModelState.READY for model in made.list()):
-        pytest.fail(f"the models are not in {made.root}: run `python -m guards.models pull`")
-    return made
 
 
 @pytest.fixture(scope="module")

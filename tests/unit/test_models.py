@@ -25,14 +25,6 @@ from guards.models.entities import CHUNK_CHARS, OVERLAP_CHARS, PACKAGE, _chunks
 SENTENCE = "The river rises in the hills above Geneva and reaches the sea near Marseille. "
 
 
-@pytest.fixture(scope="module")
-def store() -> ModelStore:
-    made = ModelStore()
-    if any(model.state is not ModelState.READY for model in made.list()):
-        pytest.fail(f"the models are not in {made.root}: run `python -m guards.models pull`")
-    return made
-
-
 @pytest.fixture
 def copied(store: ModelStore, tmp_path: Path) -> ModelStore:
     """A store of its own whose big files are links to the real ones."""

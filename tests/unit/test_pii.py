@@ -25,11 +25,6 @@ from guards.types import Exchange, Failure, Text, Unit
 
 
 @pytest.fixture(scope="module")
-def store() -> ModelStore:
-    return ModelStore()
-
-
-@pytest.fixture(scope="module")
 def guard(store: ModelStore) -> PiiGuard:
     return build({}, store)
 

@@ -33,11 +33,6 @@ def rows(path: Path, count: int) -> list[dict[str, Any]]:
     return random.Random(1).sample(found, min(count, len(found)))
 
 
-@pytest.fixture(scope="module")
-def store() -> ModelStore:
-    return ModelStore()
-
-
 def test_most_characters_of_personal_data_are_found(store: ModelStore) -> None:
     data = rows(DATA / "pii" / "presidio_generated_large.jsonl", 500)
     guard, artifacts, options = build({}, store), Artifacts(None, store.entities), Options(kinds=DEFAULT_KINDS)
