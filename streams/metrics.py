@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter as Tally
+from collections.abc import Iterator
 from typing import Final
+from weakref import WeakSet
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+from guards.engine import Engine
+from guards.screening import Screen
 
 __all__ = [
     "AMENDMENTS",
@@ -25,6 +33,7 @@ __all__ = [
     "PUBLISH_FAILED",
     "PUBLISH_QUEUE",
     "REQUESTS_MISSING",
+    "SCREENS",
     "SLOW_INFLIGHT",
     "SLOW_PASSED_OVER",
     "STORE_FAILED",
@@ -60,3 +69,36 @@ STORE_FAILED: Final = Counter("tidegate_store_failed", "Commands that the store 
 HTTP_REQUESTS: Final = Counter("tidegate_http_requests", "Requests answered.", ["route", "status"])
 HTTP_SECONDS: Final = Histogram("tidegate_http_duration_seconds", "Time to answer.", ["route"], buckets=_SECONDS)
 INFLIGHT: Final = Gauge("tidegate_inflight_checks", "Inline checks under way or waiting for a thread.")
+
+
+class _Screens(Collector):
+    """``tidegate_screen_texts_total{guard, outcome}``: what the screens before models did, summed over engines.
+
+    ``asked`` went to the model, ``cleared`` did not; ``sampled`` checked the screen, ``missed`` of them held something.
+    """
+
+    def __init__(self) -> None:
+        self._engines: WeakSet[Engine] = WeakSet()
+
+    def add(self, engine: Engine) -> None:
+        self._engines.add(engine)
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        family = CounterMetricFamily(
+            "tidegate_screen_texts", "Texts by what the screen before a model did.", labels=["guard", "outcome"]
+        )
+        tally: Tally[tuple[str, str]] = Tally()
+        for engine in list(self._engines):
+            for name, guard in engine.guards.items():
+                screen = getattr(guard, "screen", None)
+                if isinstance(screen, Screen):
+                    counts = screen.counts
+                    for outcome in counts.__struct_fields__:
+                        tally[name, outcome] += getattr(counts, outcome)
+        for labels, value in sorted(tally.items()):
+            family.add_metric(labels, value)
+        yield family
+
+
+SCREENS: Final = _Screens()
+REGISTRY.register(SCREENS)

@@ -176,6 +176,7 @@ class Sidecar:
             hasher=self.hasher.mask,
         )
         engine.warm()
+        metrics.SCREENS.add(engine)
         return engine
 
     async def _wait_for_store(self) -> None:

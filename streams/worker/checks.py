@@ -131,6 +131,7 @@ async def run_checks(settings: Settings) -> int:
                 return
             engine = Engine(policy, options=settings.guards, on_error=on_error, hasher=hasher.mask)
             engine.warm()
+            metrics.SCREENS.add(engine)
             state["engine"] = engine
 
         await host.store.agree_on_key(hasher.key_id)
