@@ -8,15 +8,13 @@ PYTHON ?= python3.11
 KAFKA_HOME ?= $(abspath $(wildcard ../shared/kafka))
 PYTEST := -m pytest -q -p no:cacheprovider -m "not standard"
 # These test the embedded broker itself: once is enough.
-EMBEDDED_ONLY := tests/integration/test_embedded.py tests/integration/test_up.py
+EMBEDDED_ONLY := $(addprefix tests/integration/,test_embedded.py test_up.py test_parity.py)
 SUITES := $(wildcard tests/unit tests/contract tests/golden)
 BROKER_SUITES := $(wildcard tests/integration tests/faults)
-# Processes on a busy machine can miss a time limit: one second try, which pytest reports as a rerun.
-RERUN := --reruns 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install up test test-embedded test-kafka test-standard lint format clean
+.PHONY: help install up test test-kafka test-standard lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,20 +31,18 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 up: $(VENV)/.installed ## run it: broker, store, workers, sidecar, demo traffic (ARGS="--port 8090 --no-demo"); Ctrl-C ends it
 	@exec $(BIN)/tidegate up $(ARGS)
 
-test: test-embedded test-kafka ## all tests on the embedded broker, and those that use a broker on Apache Kafka if it is there
-
-test-embedded: $(VENV)/.installed
+test: $(VENV)/.installed ## all tests, on the embedded broker and store
 	@echo "== unit and contract tests"
 	@$(BIN)/python $(PYTEST) -n 2 $(SUITES)
 	@echo "== integration tests, embedded broker"
-	@env -u KAFKA_HOME -u TIDEGATE_TEST_BOOTSTRAP $(BIN)/python $(PYTEST) $(RERUN) $(BROKER_SUITES)
+	@env -u KAFKA_HOME -u TIDEGATE_TEST_BOOTSTRAP $(BIN)/python $(PYTEST) $(BROKER_SUITES)
 
-test-kafka: $(VENV)/.installed
+test-kafka: $(VENV)/.installed ## the tests that use a broker once more, on the Apache Kafka in KAFKA_HOME
 ifeq ($(strip $(KAFKA_HOME)),)
-	@echo "== integration tests, Apache Kafka: skipped, KAFKA_HOME is not set"
+	@echo "set KAFKA_HOME to the folder of an Apache Kafka release (libs/, bin/): make test-kafka KAFKA_HOME=/opt/kafka" >&2; exit 2
 else
 	@echo "== integration tests, Apache Kafka from $(KAFKA_HOME)"
-	@env -u TIDEGATE_TEST_BOOTSTRAP KAFKA_HOME=$(KAFKA_HOME) $(BIN)/python $(PYTEST) $(RERUN) $(BROKER_SUITES) \
+	@env -u TIDEGATE_TEST_BOOTSTRAP KAFKA_HOME=$(KAFKA_HOME) $(BIN)/python $(PYTEST) $(BROKER_SUITES) \
 		$(addprefix --ignore=,$(EMBEDDED_ONLY))
 endif
 

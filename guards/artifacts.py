@@ -7,11 +7,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from guards.outside import Outside
 
 __all__ = ["Artifacts", "Cache", "Encoder", "Entity", "EntityParser", "Vector"]
 
@@ -77,6 +80,10 @@ class Cache(Generic[V]):
             while len(self._data) > self._size:
                 self._data.popitem(last=False)
 
+    def clear(self) -> None:
+        with self._lock:
+            self._data.clear()
+
     def __len__(self) -> int:
         return len(self._data)
 
@@ -86,6 +93,7 @@ class Artifacts:
 
     `prepare` computes what is missing, the encoder in a thread beside the entity model (the encoder releases the
     GIL). `embedding` and `entities` then read; a text that nobody announced is computed on the spot.
+    ``outside`` is there only where slow guards run.
     """
 
     def __init__(
@@ -93,14 +101,23 @@ class Artifacts:
         encoder: Callable[[], Encoder] | None,
         parser: Callable[[], EntityParser] | None,
         *,
+        outside: Outside | None = None,
         cache_size: int = 20_000,
     ) -> None:
+        self._outside = outside
         self._encoder = encoder
         self._parser = parser
         # 20,000 embeddings of 384 float32 are 30 MB; entities of as many texts are less.
         self._embeddings: Cache[Vector] = Cache(cache_size)
         self._entities: Cache[tuple[Entity, ...]] = Cache(cache_size)
         self._side = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tidegate-encoder")
+
+    @property
+    def outside(self) -> Outside:
+        """The way to services, for slow guards. Raises `RuntimeError` in a process that runs none."""
+        if self._outside is None:
+            raise RuntimeError("slow guards run in `tidegate worker slow` only")
+        return self._outside
 
     def prepare(self, embed: Iterable[str], parse: Iterable[str]) -> dict[str, float]:
         """Compute what is not cached; returns the milliseconds spent by artifact."""
@@ -134,6 +151,11 @@ class Artifacts:
             raise RuntimeError("a guard needs entities, and this engine was made without an entity model")
         for text, entities in zip(texts, self._parser().parse(texts), strict=True):
             self._entities.put(text, entities)
+
+    def forget(self) -> None:
+        """Empty the caches."""
+        self._embeddings.clear()
+        self._entities.clear()
 
     def embedding(self, text: str) -> Vector:
         """The L2-normalised embedding of the text, shape (dim,)."""

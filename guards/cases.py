@@ -66,6 +66,7 @@ class Case(_Strict):
     messages: tuple[MessageText, ...] | None = None
     question: str | None = None
     documents: tuple[DocumentText, ...] = Field((), description="Of the request; a plain string is a text without id.")
+    reference: str = Field("", description="A good answer, for the guard reference.")
     tenant: str = "default"
     route: str = ""
     expect: Expect
@@ -100,7 +101,14 @@ class Case(_Strict):
         else:
             request = None if self.question is None else [Message("user", self.question)]
             response = checked
-        return Exchange(messages=request, response=response, documents=documents, tenant=self.tenant, route=self.route)
+        return Exchange(
+            messages=request,
+            response=response,
+            documents=documents,
+            reference=self.reference,
+            tenant=self.tenant,
+            route=self.route,
+        )
 
 
 class CaseResult(msgspec.Struct, frozen=True):

@@ -17,7 +17,9 @@ import msgspec
 from guards.artifacts import Artifacts, Cache
 from guards.errors import ConfigError
 from guards.guard import Guard, Result, build
+from guards.masking import Hasher
 from guards.models import ModelStore
+from guards.outside import Outside
 from guards.policy import Policy, options_of
 from guards.text import texts_of
 from guards.types import (
@@ -61,6 +63,9 @@ class Engine:
     ``guards``: ready-made guards by name; default: those that the policy names, built with the profile's ``options``
     from ``models`` (blocks for seconds while models load; raises `ModelMissingError`, `ConfigError`).
     ``on_error(guard, exception)`` is told of exceptions that guards raised; they count as `FailureCode.ERROR`.
+    ``hasher``: for rules with ``mask: hash``; without one they replace by the kind's name.
+    ``outside``: with it this is the engine of the slow guards, which runs them and no others; without it, it runs all
+    others, and lists the slow guards that will look as pending.
     """
 
     def __init__(
@@ -71,12 +76,16 @@ class Engine:
         models: ModelStore | None = None,
         options: Mapping[str, Mapping[str, Any]] | None = None,
         on_error: OnError | None = None,
+        hasher: Hasher | None = None,
+        outside: Outside | None = None,
     ) -> None:
         models = models or ModelStore()
         self._build = None if guards is not None else partial(build, options=options or {}, models=models)
         self.guards: Mapping[str, Guard] = dict(guards or {})
-        self.artifacts = Artifacts(models.encoder, models.entities)
+        self.artifacts = Artifacts(models.encoder, models.entities, outside=outside)
+        self.runs_slow = outside is not None
         self.on_error = on_error
+        self.hasher = hasher
         self._verdicts: Cache[Result] = Cache(VERDICT_CACHE_ENTRIES)
         self._options: Cache[Any] = Cache(1_000)
         self.adopt(policy)
@@ -92,14 +101,19 @@ class Engine:
         Guards that it names and that are not loaded yet are built (blocks for seconds). Raises `ConfigError` if it
         names a guard or an option that there is not, and `ModelMissingError`; then the policy before stays in force.
         """
-        missing = [name for name in policy.guards if name not in self.guards]
+        missing = [name for name in policy.guards if name not in self.guards and self._concerns(name, policy)]
         if missing and self._build is not None:
             self.guards = {**self.guards, **self._build(missing)}
         self._check_options(policy)
         self._policy = policy
 
+    def _concerns(self, name: str, policy: Policy) -> bool:
+        return not self.runs_slow or name in policy.slow_guards
+
     def _check_options(self, policy: Policy) -> None:
         for name, settings in policy.guards.items():
+            if not self._concerns(name, policy):
+                continue
             guard = self.guards.get(name)
             if guard is None:
                 raise ConfigError(
@@ -111,7 +125,15 @@ class Engine:
                 raise ConfigError(f"guards.{name}.stages: it cannot look at {', '.join(sorted(impossible))}")
         for i, override in enumerate(policy.document.overrides):
             for name, change in override.guards.items():
-                options_of(self.guards[name].options_type, change.options or {}, f"overrides.{i}.guards.{name}.options")
+                if self._concerns(name, policy):
+                    # Merged: what an override leaves out may be required.
+                    options = {**policy.guards[name].options, **(change.options or {})}
+                    options_of(self.guards[name].options_type, options, f"overrides.{i}.guards.{name}.options")
+
+    def forget(self) -> None:
+        """Empty the caches: the next text is looked at as if it were new. For measuring."""
+        self._verdicts.clear()
+        self.artifacts.forget()
 
     def warm(self) -> None:
         """Run every guard once, so that the first real text is not slower than the hundredth."""
@@ -150,15 +172,18 @@ class Engine:
         return Scan(self, items, policy or self._policy, inline_only=inline_only, deadline=deadline)
 
     def options(self, guard: Guard, policy: Policy) -> Any:
+        """The guard's typed options under a policy. Equal options are one object, whatever policy they come from, so
+        that looking them up in a cache compares no thousand terms."""
         raw = policy.guards[guard.name].options
-        if not raw:
-            key: object = guard.name
-        else:
-            key = (guard.name, msgspec.json.encode(raw, order="sorted"))
+        known: tuple[Any, Any] | None = self._options.get((guard.name, id(raw)))
+        if known is not None and known[0] is raw:
+            return known[1]
+        key = (guard.name, msgspec.json.encode(raw, order="sorted"))
         options = self._options.get(key)
         if options is None:
             options = options_of(guard.options_type, raw, f"guards.{guard.name}.options")
             self._options.put(key, options)
+        self._options.put((guard.name, id(raw)), (raw, options))
         return options
 
 
@@ -194,6 +219,7 @@ class Scan:
         self.policy = policy
         self._policies = [policy.resolve(item.exchange.tenant, item.exchange.route) for item in items]
         self._skipped: list[list[str]] = [[] for _ in items]
+        self._pending: list[list[str]] = [[] for _ in items]
         self._jobs: dict[tuple[str, Any], _Job] = {}
         self._plan(inline_only)
 
@@ -205,9 +231,12 @@ class Scan:
             whole = Unit(texts, item.exchange, item.stage)
             singles = [Unit((text,), item.exchange, item.stage) for text in texts]
             for name, settings in policy.guards.items():
+                if not self._engine._concerns(name, self.policy):
+                    continue
                 guard = self._engine.guards[name]
+                later = name in self.policy.slow_guards and not self._engine.runs_slow
                 stages = guard.stages if settings.stages is None else settings.stages
-                if item.stage not in stages or (inline_only and not settings.inline):
+                if item.stage not in stages or (inline_only and not settings.inline and not later):
                     self._skipped[number].append(name)
                     continue
                 options = self._engine.options(guard, policy)
@@ -216,9 +245,17 @@ class Scan:
                 if not units:
                     self._skipped[number].append(name)
                     continue
+                if later:
+                    self._pending[number].append(name)
+                    continue
                 job = self._jobs.setdefault((name, options), _Job(guard, options))
                 for unit in units:
                     job.add(number, number if guard.unit == "exchange" else _text_key(unit), unit)
+
+    @property
+    def nothing_to_do(self) -> bool:
+        """Whether no guard has anything to look at."""
+        return not self._jobs
 
     # ------------------------------------------------------------ run
 
@@ -341,7 +378,7 @@ class Scan:
         for artifact in ("embeddings", "entities"):
             if artifact in self._spent_ms:
                 guards_ms[artifact] = round(self._spent_ms[artifact] / len(self._items), 3)
-        verdict = policy.decide(findings, failed, item.stage)
+        verdict = policy.decide(findings, failed, item.stage, self._digest(item))
         ended = self._ended if self._ended is not None else perf_counter()
         return Decision(
             decision=verdict.decision,
@@ -350,10 +387,23 @@ class Scan:
             reasons=verdict.reasons,
             shadow=verdict.shadow,
             redactions=verdict.redactions,
-            coverage=Coverage(tuple(scanned), tuple(self._skipped[number]), tuple(failed)),
+            coverage=Coverage(
+                tuple(scanned), tuple(self._skipped[number]), tuple(failed), tuple(self._pending[number])
+            ),
             findings=tuple(findings),
             timing=Timing(round((ended - self._began) * 1000, 3), guards_ms),
         )
+
+    def _digest(self, item: Item) -> Callable[[Span], str] | None:
+        hasher = self._engine.hasher
+        if hasher is None:
+            return None
+
+        def digest(span: Span) -> str:
+            texts = {text.location: text.text for text in texts_of(item.exchange, item.stage)}
+            return hasher(item.exchange.tenant, texts[span.location][span.start : span.end])
+
+        return digest
 
     def _outcome(self, job: _Job, units: Sequence[tuple[object, Unit]]) -> tuple[list[Finding], Failure | None]:
         """What a guard saw in one item, and its first failure: one text that it could not see makes it a failure,

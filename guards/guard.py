@@ -3,13 +3,18 @@
 A guard is one object in one file. It is made once per process by its factory (an entry point in the group
 ``tidegate.guards``, called with the profile's options for it and the `ModelStore`), and then only reads: `check` may be
 called from several threads at once.
+
+A *slow guard* is a guard that asks a service and may take seconds. It is the same kind of object, under the group
+``tidegate.slow_guards``, and asks through `Artifacts.outside`. Only `tidegate worker slow` runs it; all other processes
+make it too, to know at once whether the policy's options are right and to say that it is pending, so its factory must
+neither load nor connect.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import msgspec
 
@@ -20,9 +25,25 @@ if TYPE_CHECKING:
     from guards.artifacts import Artifacts
     from guards.models import ModelStore
 
-__all__ = ["GROUP", "Guard", "GuardFactory", "Needs", "NoOptions", "Result", "available", "build"]
+__all__ = [
+    "GROUP",
+    "MAX_CHARS",
+    "SLOW_GROUP",
+    "Guard",
+    "GuardFactory",
+    "Needs",
+    "NoOptions",
+    "Result",
+    "available",
+    "build",
+    "slow_names",
+]
+
+MAX_CHARS: Final = 131_072
+"""A longer text is refused: ``Failure(INPUT_TOO_LARGE)``. What a guard may take of time and memory is bounded by it."""
 
 GROUP = "tidegate.guards"
+SLOW_GROUP = "tidegate.slow_guards"
 
 Result = Sequence[Hit] | Failure
 """What a guard says of one unit: its hits (none is a clean result), or that it could not look."""
@@ -64,13 +85,15 @@ class Guard(Protocol):
     @property
     def options_type(self) -> type[msgspec.Struct]:
         """What a policy may set under ``guards.<name>.options``: a frozen, hashable struct with defaults for all,
-        declared with ``forbid_unknown_fields=True``."""
+        declared with ``forbid_unknown_fields=True``; with ``cache_hash=True`` where it may grow large. A slow guard may
+        require some: nobody can guess an address."""
 
     def applies(self, unit: Unit, options: Any) -> bool:
         """Whether there is something to look at; where it is false for all units, the guard stands under ``skipped``.
 
         Cheap and pure. For a per-text guard it may depend on the text, its role and the stage only. A per-exchange
-        guard that needs a request which is missing says true here and fails in `check`.
+        guard that needs a request which is missing says true here and fails in `check`. A guard that looks for nothing
+        until a policy says what for says false under its default options: what is not looked for is not scanned.
         """
 
     def needs(self, unit: Unit, options: Any) -> Needs:
@@ -92,18 +115,24 @@ Raises `ModelMissingError` when a model is not in the store, `ConfigError` for a
 """
 
 
-def available() -> dict[str, EntryPoint]:
-    """Name → entry point of every guard that is installed, third parties' included.
+def available(*groups: str) -> dict[str, EntryPoint]:
+    """Name → entry point of every guard that is installed, third parties' included. Without ``groups``: of both.
 
     Raises `ConfigError` if two packages offer one name.
     """
     found: dict[str, EntryPoint] = {}
-    for point in entry_points(group=GROUP):
-        other = found.get(point.name)
-        if other is not None and other.value != point.value:
-            raise ConfigError(f"two packages offer the guard {point.name!r}: {other.value} and {point.value}")
-        found[point.name] = point
+    for group in groups or (GROUP, SLOW_GROUP):
+        for point in entry_points(group=group):
+            other = found.get(point.name)
+            if other is not None and other.value != point.value:
+                raise ConfigError(f"two packages offer the guard {point.name!r}: {other.value} and {point.value}")
+            found[point.name] = point
     return found
+
+
+def slow_names() -> frozenset[str]:
+    """The names of the slow guards that are installed."""
+    return frozenset(available(SLOW_GROUP))
 
 
 def build(names: Iterable[str], options: Mapping[str, Mapping[str, Any]], models: ModelStore) -> dict[str, Guard]:

@@ -1,10 +1,10 @@
-"""The signs of an attack in a text: compiled from injection.yaml, matched in linear time."""
+"""The signs of an attack in a text: compiled from injection.yaml, matched in linear time; and which texts have them."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any, Final, Literal, NamedTuple
@@ -14,10 +14,15 @@ import re2
 import yaml
 
 from guards.folding import Folded, fold
+from guards.types import Range, Text
 
-__all__ = ["Kind", "Sign", "Signs", "load_signs"]
+__all__ = ["KINDS", "MAX_RANGES", "UNTRUSTED", "Kind", "Sign", "Signs", "from_outside", "load_signs", "places_of"]
 
 Kind = Literal["prompt_injection", "jailbreak"]
+KINDS: Final[tuple[Kind, ...]] = ("prompt_injection", "jailbreak")
+UNTRUSTED: Final = frozenset({"tool", "function", "document"})
+MAX_RANGES: Final = 32  # places per finding; more say nothing new
+MIN_RANGE_WEIGHT: Final = 0.4  # weaker signs count, but their places would mark ordinary words
 
 MAX_MEMORY_BYTES: Final = 256 << 20  # of a compiled set's automaton, a ceiling: about 20 MB are used
 _WORDS: Final = r"[\pL\pN_]"
@@ -51,7 +56,6 @@ class _Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     templates: list[_Pattern]
     patterns: list[_Pattern]
     cues: str
-    prototypes: dict[Kind | Literal["benign"], list[str]]
 
 
 class Sign(NamedTuple):
@@ -67,7 +71,6 @@ class Signs:
     """All patterns, compiled once; `find` may be called from several threads."""
 
     def __init__(self, source: _Source) -> None:
-        self.prototypes = source.prototypes
         # A family says the same in every language, so its matches are one piece of evidence: `_families` tells which.
         self._patterns, self._families = list(source.patterns), list(range(len(source.patterns)))
         for family, template in enumerate(source.templates, start=len(source.patterns)):
@@ -95,7 +98,8 @@ class Signs:
             if hidden := _decoded(match.group()):
                 start, end = folded.span(*match.span())
                 inner = self._matches(fold(hidden), untrusted=untrusted)
-                signs.extend(Sign(sign.kind, sign.weight, start, end) for sign in inner)
+                # Hidden as well as said: that is twice the evidence.
+                signs.extend(Sign(sign.kind, 1 - (1 - sign.weight) ** 2, start, end) for sign in inner)
         return signs
 
     def has_cue(self, text: str) -> bool:
@@ -122,6 +126,17 @@ def load_signs() -> Signs:
     """The signs that injection.yaml describes; compiled on the first call (about 0.3 s)."""
     raw: Any = yaml.safe_load(files("guards").joinpath("injection.yaml").read_text(encoding="utf-8"))
     return Signs(msgspec.convert(raw, _Source))
+
+
+def from_outside(text: Text) -> bool:
+    """True for user, tool and document texts, and arguments of tool calls."""
+    return text.role == "user" or text.role in UNTRUSTED or text.location.tool_call is not None
+
+
+def places_of(signs: Sequence[tuple[Sign, int]]) -> tuple[Range, ...]:
+    """Signs with the number of their text → where the stronger ones are, in order."""
+    strong = {Range(sign.start, sign.end, owner) for sign, owner in signs if sign.weight >= MIN_RANGE_WEIGHT}
+    return tuple(sorted(strong, key=lambda place: (place.start, place.end))[:MAX_RANGES])
 
 
 def _alternatives(words: str) -> list[str]:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from guards.errors import PolicyError
+from guards.masking import Operator, replacement
 from guards.strict import load_yaml, nearest, problems_of
 from guards.text import merge_redactions
 from guards.types import (
@@ -27,6 +29,7 @@ from guards.types import (
     PolicyRef,
     Reason,
     Redaction,
+    Span,
     Stage,
     Verdict,
 )
@@ -80,7 +83,21 @@ class GuardRule(_Strict):
     stages: tuple[Stage, ...] = Field(STAGES, description="Stages; default: both.")
     threshold: float | None = Field(None, ge=0, le=1, description="Default: the guard's.")
     action: Action
+    mask: Operator | dict[str, Operator] = Field(
+        "replace",
+        description="What `redact` leaves: `replace` the kind's name, `mask` asterisks, `hash` the kind's name and a"
+        " keyed hash, the same for the same text; for all kinds, or by kind (others: `replace`).",
+    )
     shadow: bool = Field(False, description="Decide and record, but do not enforce.")
+
+    @model_validator(mode="after")
+    def _masks_what_it_redacts(self) -> GuardRule:
+        if self.mask != "replace" and self.action is not Action.REDACT:
+            raise ValueError(f"mask goes with the action redact, and this rule's is {self.action}")
+        return self
+
+    def mask_of(self, kind: str) -> Operator:
+        return self.mask if isinstance(self.mask, str) else self.mask.get(kind, "replace")
 
 
 class Selector(_Strict):
@@ -227,6 +244,13 @@ class Policy:
         """The guards that run, by name, with their settings."""
         return self.document.guards
 
+    @cached_property
+    def slow_guards(self) -> frozenset[str]:
+        """Those of the guards that are slow: they run in `tidegate worker slow` only."""
+        from guards.guard import slow_names
+
+        return slow_names() & self.document.guards.keys()
+
     def resolve(self, tenant: str, route: str) -> Policy:
         """The policy as it applies to a tenant and a route: overrides merged, same name and version."""
         if not self.document.overrides:
@@ -262,20 +286,33 @@ class Policy:
     def threshold(self, rule: GuardRule) -> float:
         return self.document.guards[rule.guard].threshold if rule.threshold is None else rule.threshold
 
-    def decide(self, findings: Iterable[Finding], failures: Iterable[Failed], stage: Stage) -> Verdict:
+    def decide(
+        self,
+        findings: Iterable[Finding],
+        failures: Iterable[Failed],
+        stage: Stage,
+        digest: Callable[[Span], str] | None = None,
+    ) -> Verdict:
         """Findings and failures of one stage → a verdict. Call it on a resolved policy. Pure.
 
         The strictest enforced rule that matches decides. A failure of a guard whose ``on_failure`` says ``block`` is
         a reason to block, with the kind ``failure:<code>``. What shadow rules would have done is listed apart.
+        ``digest``: a span → the keyed hash of its text, for rules with ``mask: hash``; without it those replace.
         """
         findings = tuple(findings)
         enforced: list[Reason] = []
         shadowed: list[Reason] = []
+        redactions: list[Redaction] = []
         for rule in self.document.rules:
             if stage not in rule.stages:
                 continue
-            target = shadowed if rule.shadow or self.document.shadow else enforced
-            target.extend(self._reasons(rule, findings))
+            reasons = self._reasons(rule, findings)
+            if rule.shadow or self.document.shadow:
+                shadowed.extend(reasons)
+                continue
+            enforced.extend(reasons)
+            if rule.action is Action.REDACT:
+                redactions.extend(_redaction(rule, span, digest) for reason in reasons for span in reason.spans)
         for failed in failures:
             settings = self.document.guards[failed.guard]
             action = settings.failure_action(stage)
@@ -283,15 +320,8 @@ class Policy:
                 reason = Reason(failed.guard, f"failure:{failed.code}", "on_failure", 1.0, 0.0, action)
                 (shadowed if self.document.shadow else enforced).append(reason)
         decision = max((reason.action for reason in enforced), key=lambda a: a.severity, default=Action.ALLOW)
-        redactions: tuple[Redaction, ...] = ()
-        if decision is Action.REDACT:
-            redactions = merge_redactions(
-                Redaction(span.location, span.start, span.end, f"<{span.kind}>")
-                for reason in enforced
-                if reason.action is Action.REDACT
-                for span in reason.spans
-            )
-        return Verdict(decision, tuple(enforced), tuple(shadowed), redactions)
+        merged = merge_redactions(redactions) if decision is Action.REDACT else ()
+        return Verdict(decision, tuple(enforced), tuple(shadowed), merged)
 
     def _reasons(self, rule: GuardRule, findings: tuple[Finding, ...]) -> list[Reason]:
         threshold = self.threshold(rule)
@@ -315,6 +345,13 @@ class Policy:
         ]
 
 
+def _redaction(rule: GuardRule, span: Span, digest: Callable[[Span], str] | None) -> Redaction:
+    word = replacement(
+        rule.mask_of(span.kind), span.kind, span.end - span.start, None if digest is None else partial(digest, span)
+    )
+    return Redaction(span.location, span.start, span.end, word)
+
+
 def configs_folder() -> Path:
     """Where the stock configuration lies: beside the packages in a checkout, inside ``streams`` in a wheel."""
     root = Path(__file__).resolve().parent.parent
@@ -325,12 +362,46 @@ def configs_folder() -> Path:
 
 
 def options_of(options_type: type[msgspec.Struct], options: Mapping[str, Any], path: str) -> msgspec.Struct:
-    """The typed options of a guard. Raises `PolicyError` with the key path and the nearest right name."""
-    fields = options_type.__struct_fields__
+    """The typed options of a guard. Raises `PolicyError` with the key path and the nearest right name.
+
+    What a struct's ``__post_init__`` raises as a ``ValueError`` is told with the path of that struct. An override
+    replaces option by option, so what is checked there should not depend on two of the outermost options.
+    """
+    fields = options_type.__struct_encode_fields__
     unknown = [key for key in options if key not in fields]
     if unknown:
         raise PolicyError("policy", [f"{path}.{key}: unknown key{nearest(key, fields)}" for key in unknown])
     try:
         return msgspec.convert(dict(options), options_type)
     except msgspec.ValidationError as error:
-        raise PolicyError("policy", [f"{path}: {error}"]) from error
+        raise PolicyError("policy", [_option_problem(error, options_type, path)]) from error
+
+
+_MSGSPEC_PLACE = re.compile(r" - at `\$(?P<place>[^`]*)`$")
+_MSGSPEC_UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>.*)`$", re.DOTALL)
+
+
+def _option_problem(error: msgspec.ValidationError, options_type: type[msgspec.Struct], path: str) -> str:
+    """msgspec's message → ``key.path: what is wrong``."""
+    message = str(error)
+    found = _MSGSPEC_PLACE.search(message)
+    keys = re.findall(r"\*|[^.\[\]]+", found["place"].replace("...", "*")) if found else []
+    what = message[: found.start()] if found else message
+    unknown = _MSGSPEC_UNKNOWN.fullmatch(what)
+    if unknown is None:
+        own = error.__cause__ is None  # otherwise it is the words of a struct's `__post_init__`
+        return f"{'.'.join([path, *keys])}: {what[:1].lower() + what[1:] if own else what}"
+    struct = _struct_at(options_type, keys)
+    fields = struct.__struct_encode_fields__ if struct else ()
+    return f"{'.'.join([path, *keys, unknown['key']])}: unknown key{nearest(unknown['key'], fields)}"
+
+
+def _struct_at(annotation: Any, keys: Sequence[str]) -> type[msgspec.Struct] | None:
+    """The struct that stands at a place within an annotation; indexes and keys of mappings go one level in."""
+    if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
+        if not keys:
+            return annotation
+        return _struct_at(get_type_hints(annotation).get(keys[0]), keys[1:])
+    rest = keys[1:] if get_origin(annotation) in (tuple, list, dict) else keys
+    found = (_struct_at(argument, rest) for argument in get_args(annotation))
+    return next((struct for struct in found if struct is not None), None)

@@ -4,37 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
 from guards.answers import answer_texts, is_pleasantry, is_refusal, question, turns
 from guards.artifacts import Artifacts
 from guards.errors import ConfigError
-from guards.guard import Needs, NoOptions, Result
+from guards.guard import MAX_CHARS, Needs, NoOptions, Result
 from guards.models import ModelStore
 from guards.models.sources import spec_of
 from guards.policy import options_of
+from guards.relevance_cross import CrossEncoder
 from guards.types import Failure, FailureCode, Hit, Stage, Unit
 from guards.words import content_stems, english_share, words
 
-if TYPE_CHECKING:
-    from guards.models.transformer import Classifier
+__all__ = ["MAX_CHARS", "Backend", "Likeness", "Profile", "RelevanceGuard", "build"]
 
-__all__ = ["MAX_CHARS", "Profile", "RelevanceGuard", "build"]
-
-MAX_CHARS: Final = 131_072
 OPENING_CHARS: Final = 4_000  # an answer's subject shows in its opening; a whole long one would cost seconds
 CONTEXT_CHARS: Final = 1_000  # of the turns before a short question
 SHORT_QUESTION_WORDS: Final = 12  # "And how so?" is about what was said before
 
-# Risk is a logistic of the cosine: 0.97 at 0, 0.5 at the middle, 0.01 at 0.5. In English unrelated pairs lie below 0.2
-# and answers above 0.35 (95 in 100 each, XQuAD); the encoder is English, and in other languages unrelated texts lie
-# higher: the middle moves by up to FOREIGN_SHIFT.
+# Risk is a logistic of cosine and shared words: 0.97 at 0, 0.5 at the middle, steep above it and gentle below, where it
+# still ranks answers (0.1 at 0.55). In English unrelated pairs lie below 0.2 and answers above 0.35 by cosine alone (95
+# in 100 each, XQuAD); the encoder is English, and in other languages unrelated texts lie higher: the middle moves by up
+# to FOREIGN_SHIFT.
 MIDDLE: Final = 0.22
 SCALE: Final = 0.06
+SAFE_SCALE: Final = 0.15
 FOREIGN_SHIFT: Final = 0.12
-OVERLAP_WEIGHT: Final = 0.15  # added to the cosine when the answer repeats all content words of the question
+OVERLAP_WEIGHT: Final = 0.5  # added to the cosine when the answer repeats all content words of the question
 
 # "Teeth" may be the right answer to a question that shares no word with it: few words cannot show that an answer is
 # off the subject, so the risk grows with them.
@@ -51,20 +50,45 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: dict[str, Any] | None = None
 
 
-class RelevanceGuard:
-    """Kind `irrelevant`, one hit for every exchange, however low the score.
+class Backend(Protocol):
+    """What compares an answer with what was asked."""
 
-    With ``pairs`` it asks that cross-encoder, else the shared encoder, whose version is part of its own.
-    """
+    @property
+    def version(self) -> str:
+        """The model's."""
+
+    def needs(self, asked: Sequence[str], answer: str) -> tuple[str, ...]:
+        """What `risk` will ask the shared encoder for; cheap, pure."""
+
+    def risk(self, asked: Sequence[str], answer: str, artifacts: Artifacts) -> float:
+        """How unlikely, 0..1, it is that the answer is about any of what may have been asked."""
+
+
+class Likeness:
+    """The shared encoder's cosine and the words that both have."""
+
+    def __init__(self, encoder_version: str) -> None:
+        self.version = encoder_version
+
+    def needs(self, asked: Sequence[str], answer: str) -> tuple[str, ...]:
+        return (answer, *asked)
+
+    def risk(self, asked: Sequence[str], answer: str, artifacts: Artifacts) -> float:
+        vector = artifacts.embedding(answer)
+        return min(_risk(text, answer, float(artifacts.embedding(text) @ vector)) for text in asked)
+
+
+class RelevanceGuard:
+    """Kind `irrelevant`, one hit for every exchange, however low the score."""
 
     name = "relevance"
     stages: frozenset[Stage] = frozenset({"response"})
     unit: Literal["exchange"] = "exchange"
     options_type = NoOptions
 
-    def __init__(self, model_version: str, pairs: Classifier | None = None) -> None:
-        self.version = f"1+{model_version}"
-        self._pairs = pairs
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.version = f"2+{backend.version}"
 
     def applies(self, unit: Unit, options: NoOptions) -> bool:
         """False without an answer in words (tool calls alone) or without a question of the user."""
@@ -73,11 +97,12 @@ class RelevanceGuard:
         return unit.exchange.messages is None or bool(question(unit.exchange).strip())
 
     def needs(self, unit: Unit, options: NoOptions) -> Needs:
-        """Embeddings of the question, of the turns before it if it is short, and of the answer's opening."""
-        if self._pairs is not None or unit.exchange.messages is None or _too_large(unit):
+        """Embeddings of the question, of the turns before it if it is short, and of the answer's opening; of these
+        nothing for a cross-encoder."""
+        if unit.exchange.messages is None or _too_large(unit):
             return Needs()
         answer = _answer(unit)
-        return Needs(embed=(answer, *_asked(unit))) if not _needs_no_look(answer) else Needs()
+        return Needs() if _needs_no_look(answer) else Needs(embed=self._backend.needs(_asked(unit), answer))
 
     def check(self, units: Sequence[Unit], options: NoOptions, artifacts: Artifacts) -> list[Result]:
         """Per exchange one hit, or ``Failure(REQUEST_MISSING)``. A refusal is an answer: its risk is 0."""
@@ -91,18 +116,8 @@ class RelevanceGuard:
         answer = _answer(unit)
         if _needs_no_look(answer):
             return [Hit("irrelevant", 0.0)]
-        risk = self._likeness_risk(unit, answer, artifacts) if self._pairs is None else self._pair_risk(unit, answer)
+        risk = self._backend.risk(_asked(unit), answer, artifacts)
         return [Hit("irrelevant", round(risk * _certainty(unit, answer), 3))]
-
-    def _likeness_risk(self, unit: Unit, answer: str, artifacts: Artifacts) -> float:
-        vector = artifacts.embedding(answer)
-        return min(_risk(asked, answer, float(artifacts.embedding(asked) @ vector)) for asked in _asked(unit))
-
-    def _pair_risk(self, unit: Unit, answer: str) -> float:
-        """1 - the highest score of a window of the answer with what was asked."""
-        assert self._pairs is not None
-        scored = self._pairs.score_pairs([(asked, answer) for asked in _asked(unit)])
-        return 1 - max(float(item.risks.max()) for item in scored)
 
 
 def _answer(unit: Unit) -> str:
@@ -131,7 +146,8 @@ def _risk(asked: str, answer: str, cosine: float) -> float:
     stems = set(content_stems(question_words))
     overlap = len(stems & set(content_stems(answer_words))) / len(stems) if stems else 0.0
     middle = MIDDLE + FOREIGN_SHIFT * (1 - english_share([*question_words, *answer_words]))
-    return 1 / (1 + math.exp((cosine + OVERLAP_WEIGHT * overlap - middle) / SCALE))
+    margin = cosine + OVERLAP_WEIGHT * overlap - middle
+    return 1 / (1 + math.exp(margin / (SAFE_SCALE if margin > 0 else SCALE)))
 
 
 def _certainty(unit: Unit, answer: str) -> float:
@@ -147,10 +163,7 @@ def build(options: Mapping[str, Any], models: ModelStore) -> RelevanceGuard:
     profile = options_of(Profile, options, "guards.relevance")
     assert isinstance(profile, Profile)
     if profile.backend == "encoder":
-        return RelevanceGuard(models.encoder().version)
+        return RelevanceGuard(Likeness(models.encoder().version))
     if profile.model is None:
         raise ConfigError("guards.relevance: the backend cross-encoder needs `model`")
-    pairs = models.classifier(spec_of(profile.model, "guards.relevance.model"))
-    if len(pairs.labels) != 1:
-        raise ConfigError(f"guards.relevance.model: a cross-encoder has one output, this has {', '.join(pairs.labels)}")
-    return RelevanceGuard(pairs.version, pairs)
+    return RelevanceGuard(CrossEncoder(models.classifier(spec_of(profile.model, "guards.relevance.model"))))

@@ -39,7 +39,7 @@ from detect_secrets.plugins.stripe import StripeDetector
 from detect_secrets.plugins.telegram_token import TelegramBotTokenDetector
 from detect_secrets.plugins.twilio import TwilioKeyDetector
 
-from guards.guard import Needs, NoOptions, Result
+from guards.guard import MAX_CHARS, Needs, NoOptions, Result
 from guards.pii.found import Places
 from guards.policy import options_of
 from guards.types import Failure, FailureCode, Hit, Range, Stage, Unit
@@ -50,8 +50,6 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "SecretsGuard", "build"]
 
-MAX_CHARS: Final = 131_072
-"""Longer texts are refused."""
 
 PATTERN_SCORE: Final = 0.95  # a format that only a key of this service has
 WEAK_PATTERN_SCORE: Final = 0.7  # a format that other things have too

@@ -68,6 +68,10 @@ class FailureCode(StrEnum):
     INPUT_TOO_LARGE = "input_too_large"
     REQUEST_MISSING = "request_missing"  # the guard needs the request of a response, and it never came
     ERROR = "error"  # the guard raised; the class of the exception is in the log, the text never
+    # What only slow guards say, which ask a service:
+    UNREACHABLE = "unreachable"  # it does not answer, or answers with an error
+    BAD_ANSWER = "bad_answer"  # it answered in another form than was asked for
+    OVER_BUDGET = "over_budget"  # the calls that the policy allows are spent
 
 
 # ---------------------------------------------------------------- what is checked
@@ -109,7 +113,8 @@ class Exchange(msgspec.Struct, frozen=True, omit_defaults=True):
     """One LLM request and, once it is there, its response.
 
     ``messages`` is ``None`` where the request is not known (a response whose request never came): guards that need
-    it then fail with `FailureCode.REQUEST_MISSING`. ``response`` is ``None`` at the request stage.
+    it then fail with `FailureCode.REQUEST_MISSING`. ``response`` is ``None`` at the request stage. ``reference``: an
+    answer known to be good, where there is one. ``logprobs``: of the response's tokens, as the provider wrote them.
     """
 
     messages: Sequence[Message] | None = None
@@ -118,6 +123,8 @@ class Exchange(msgspec.Struct, frozen=True, omit_defaults=True):
     tenant: str = "default"
     route: str = ""
     exchange_id: str = ""
+    reference: str = ""
+    logprobs: Any = None
 
 
 class Location(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -243,11 +250,15 @@ class Redaction(msgspec.Struct, frozen=True):
 
 
 class Coverage(msgspec.Struct, frozen=True):
-    """Which guards looked, which had nothing to look at or were not asked, and which could not."""
+    """Which guards looked, which had nothing to look at or were not asked, and which could not.
+
+    ``pending``: slow guards, which look later; what they say comes as an amendment.
+    """
 
     scanned: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     failed: tuple[Failed, ...] = ()
+    pending: tuple[str, ...] = ()
 
 
 class Timing(msgspec.Struct, frozen=True):

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from guards.folding import fold
 
-__all__ = ["Word", "content_stems", "english_share", "names", "numbers", "stem", "words"]
+__all__ = ["Word", "content_stems", "english_share", "function_share", "names", "numbers", "stem", "words"]
 
 _WORD: Final = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 _NUMBER: Final = re.compile(r"\d+(?:[.,]\d+)*")
@@ -95,3 +95,9 @@ def names(text: str) -> Iterator[re.Match[str]]:
         starts = not before or before[-1] in ".!?:;\"“”'‘(\n-•*"
         if word[0].isupper() and len(word) > 1 and not starts and fold(word).text.lower() not in _FUNCTION_WORDS:
             yield match
+
+
+def function_share(found: Iterable[Word]) -> float:
+    """How many of the words are function words of English, German, Spanish, French, Italian or Portuguese, 0..1."""
+    hits = [word.text.lower() in _FUNCTION_WORDS for word in found]
+    return sum(hits) / len(hits) if hits else 0.0

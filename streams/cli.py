@@ -11,6 +11,7 @@ from streams.commands import models, policy, schema, topics
 from streams.commands.check import check
 from streams.commands.console import EXIT_INTERRUPTED, Group, examples
 from streams.commands.doctor import doctor
+from streams.commands.eval import evaluate
 from streams.commands.processes import sidecar, worker
 from streams.commands.replay import replay
 from streams.commands.up import up
@@ -49,6 +50,15 @@ app.command(
         "cat mail.txt | tidegate check --json --exit-code -",
     ),
 )(check)
+app.command(
+    "eval",
+    rich_help_panel=_LOOK,
+    epilog=examples(
+        "tidegate eval toxicity comments.jsonl --suggest precision=0.95 --suggest fpr=0.05",
+        "tidegate eval pii letters.jsonl.gz --label PERSON --label EMAIL --limit 500 --json",
+        "tidegate eval toxicity comments.jsonl --profile standard --field text=comment",
+    ),
+)(evaluate)
 app.command(
     rich_help_panel=_LOOK,
     epilog=examples(

@@ -103,7 +103,11 @@ class Timing(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class RequestEvent(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="schema", tag=REQUEST_SCHEMA):
-    """``tidegate.request.v1``: what is about to be, or was, sent to a model."""
+    """``tidegate.request.v1``: what is about to be, or was, sent to a model.
+
+    ``reference``: an answer known to be good, for the guard `reference`; where it is known only later, the response may
+    carry it.
+    """
 
     exchange_id: Id
     messages: list[Message]
@@ -116,6 +120,7 @@ class RequestEvent(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="s
     model: Label = ""
     prompt: Prompt | None = None
     documents: list[Document] = []
+    reference: str = ""
     tools: list[dict[str, Any]] = []
     params: dict[str, Any] = {}
     trace_id: Label = ""
@@ -125,7 +130,8 @@ class RequestEvent(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="s
 class ResponseEvent(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="schema", tag=RESPONSE_SCHEMA):
     """``tidegate.response.v1``: what the model answered, or the error that came instead.
 
-    Labels that are absent (``None``) come from the joined request.
+    Labels and a ``reference`` that are absent (``None``) come from the joined request. ``logprobs``: of the answer's
+    tokens, as OpenAI's API writes them.
     """
 
     exchange_id: Id
@@ -144,6 +150,7 @@ class ResponseEvent(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="
     usage: Usage | None = None
     timing: Timing | None = None
     error: dict[str, Any] | str | None = None
+    reference: str | None = None
     logprobs: Any = None
     trace_id: Label = ""
     parent_exchange_id: Label = ""
@@ -297,6 +304,7 @@ def exchange_of(event: Event, request: RequestEvent | None = None) -> Exchange:
             exchange_id=event.exchange_id,
         )
     route = event.route if event.route is not None else (request.route if request else "")
+    reference = event.reference if event.reference is not None else (request.reference if request else "")
     return Exchange(
         messages=None if request is None else request.messages,
         response=event.messages,
@@ -304,6 +312,8 @@ def exchange_of(event: Event, request: RequestEvent | None = None) -> Exchange:
         tenant=event.tenant,
         route=route,
         exchange_id=event.exchange_id,
+        reference=reference,
+        logprobs=event.logprobs,
     )
 
 

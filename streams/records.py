@@ -15,14 +15,17 @@ from streams.events import Event, Labels, RequestEvent, exchange_of, iso
 
 __all__ = [
     "Alert",
+    "Amendment",
     "DeadLetter",
     "DecisionRecord",
     "Evidence",
     "Hasher",
+    "Judged",
     "Path",
     "PolicyPointer",
     "PolicyVersion",
     "TopicsLife",
+    "amendment_of",
     "decision_record",
     "encode",
 ]
@@ -54,6 +57,10 @@ class Hasher:
                 self._keys[tenant] = key
         return hmac.digest(key, data, "sha256").hex()[:HASH_HEX_CHARS]
 
+    def mask(self, tenant: str, text: str) -> str:
+        """The digits that stand in redacted text: not those of the evidence, which a caller need not know."""
+        return self.hash(tenant, b"mask:" + text.encode("utf-8", "surrogatepass"))
+
     @property
     def key_id(self) -> str:
         """Tells two keys apart without telling the key: processes of one deployment must agree on it."""
@@ -64,6 +71,8 @@ class Hasher:
         parts: list[Any] = [event.messages]
         if isinstance(event, RequestEvent):
             parts.append(event.documents)
+        elif event.reference is not None or event.logprobs is not None:
+            parts += [event.reference, event.logprobs]
         return self.hash(event.tenant, _encoder.encode(parts))
 
 
@@ -84,12 +93,9 @@ class Evidence(msgspec.Struct, frozen=True, omit_defaults=True):
     length_chars: int
 
 
-class DecisionRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="schema", tag="tidegate.decision.v1"):
-    """``tidegate.decision.v1``: one decision on one path, for (tenant, exchange_id, stage, path, content_hash).
-
-    A record is the native answer without ``messages``, plus labels, path, time, content hash and all scores. ``time``
-    is the event's, so that a decision that is made again is the same record, ``timing`` aside. ``run`` names a replay.
-    """
+class Judged(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What decisions and their amendments have in common: the native answer without ``messages``, plus labels, path,
+    time, content hash and all scores. ``run`` names a replay."""
 
     exchange_id: str
     conversation_id: str
@@ -112,6 +118,27 @@ class DecisionRecord(msgspec.Struct, frozen=True, omit_defaults=True, tag_field=
     @property
     def key(self) -> tuple[str, str, str, str, str]:
         return (self.tenant, self.exchange_id, self.stage, self.path, self.content_hash)
+
+
+class DecisionRecord(Judged, frozen=True, omit_defaults=True, tag_field="schema", tag="tidegate.decision.v1"):
+    """``tidegate.decision.v1``: one decision on one path, for (tenant, exchange_id, stage, path, content_hash).
+
+    A record is the native answer without ``messages``, plus labels, path, time, content hash and all scores. ``time``
+    is the event's, so that a decision that is made again is the same record, ``timing`` aside. ``run`` names a replay.
+    """
+
+
+class Amendment(Judged, frozen=True, kw_only=True, omit_defaults=True, tag_field="schema", tag="tidegate.amendment.v1"):
+    """``tidegate.amendment.v1``: what slow guards say of an exchange that was decided before: a revision, not a second
+    decision.
+
+    It amends the decision with the same tenant, exchange_id, stage, path and content_hash. ``decision`` is what the
+    policy makes of the slow guards' findings and failures alone; what holds of both is the stricter. ``time`` is when
+    it was made, ``event_time`` the exchange's. ``revision`` counts from 1; there is one for a decision.
+    """
+
+    event_time: str
+    revision: int
 
 
 class DeadLetter(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="schema", tag="tidegate.dead_letter.v1"):
@@ -211,6 +238,12 @@ def decision_record(
         timing=decision.timing,
         run=run,
     )
+
+
+def amendment_of(record: DecisionRecord, time_ms: int) -> Amendment:
+    """The decision of the slow guards, made at ``time_ms``, as the amendment of the decision that the others made."""
+    fields = {name: getattr(record, name) for name in Judged.__struct_fields__}
+    return Amendment(**{**fields, "time": iso(time_ms)}, event_time=record.time, revision=1)
 
 
 def _evidence(decision: Decision, event: Event, request: RequestEvent | None, hasher: Hasher) -> tuple[Evidence, ...]:

@@ -24,10 +24,13 @@ from guards.errors import ConfigError, GuardsError
 from streams.broker_state import partition_counts
 from streams.kafka import RUN_HEADER, Publisher, PublishError, Record, header, make_consumer
 from streams.recording import Line, Options, Plan, Shift, digest, exchange_key, parsed, read_lines, record_of, shuffled
+from streams.records import Amendment
 from streams.settings import KafkaSettings
 from streams.topics import DECISIONS, DLQ, REQUESTS, RESPONSES
 
 __all__ = ["Counted", "Ledger", "Replay", "Report", "Watcher", "new_run"]
+
+_AMENDMENT: Final = str(Amendment.__struct_config__.tag)
 
 BATCH_EVENTS: Final = 500
 """Sent and acknowledged together: about 350 KB of real events, some milliseconds."""
@@ -95,7 +98,7 @@ class Ledger:
     def decision(self, raw: bytes | None) -> bool:
         """Take in a record of ``llm.decisions``; true if it was wanted and new."""
         record = _loads(raw)
-        if record is None or record.get("path") != "stream":
+        if record is None or record.get("path") != "stream" or record.get("schema") == _AMENDMENT:
             return False
         exchange = exchange_key(str(record.get("tenant")), str(record.get("exchange_id")), str(record.get("stage")))
         if exchange not in self._wanted:

@@ -19,7 +19,7 @@ from streams.events import Prompt, RequestEvent, ResponseEvent
 from streams.kafka import REPLY_CHANNEL_HEADER, REPLY_KEY_HEADER, RUN_HEADER
 from streams.monitor.report import METRICS_SCHEMA
 from streams.monitor.windows import WindowRecord
-from streams.records import Alert, DeadLetter, DecisionRecord, PolicyPointer, PolicyVersion, TopicsLife
+from streams.records import Alert, Amendment, DeadLetter, DecisionRecord, PolicyPointer, PolicyVersion, TopicsLife
 from streams.topics import ALERTS, DECISIONS, DLQ, METRICS, POLICY, REQUESTS, RESPONSES, TOPICS, WINDOWS, Topic
 
 __all__ = [
@@ -80,7 +80,7 @@ class MetricsRecord(msgspec.Struct, frozen=True, tag_field="schema", tag=METRICS
 MESSAGES: Final[Mapping[str, tuple[type[msgspec.Struct], ...]]] = {
     REQUESTS: (RequestEvent,),
     RESPONSES: (ResponseEvent,),
-    DECISIONS: (DecisionRecord,),
+    DECISIONS: (DecisionRecord, Amendment),
     ALERTS: (Alert,),
     METRICS: (MetricsRecord,),
     WINDOWS: (WindowRecord,),

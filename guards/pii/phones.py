@@ -34,6 +34,10 @@ _CANDIDATE: Final = re.compile(
 _AMERICAN: Final = re.compile(r"(?:(?:\+1|001|1)[ .-]?)?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}(?:x\d{1,6})?")
 _GROUPED: Final = re.compile(r"\(?\d{2,4}\)?[ -]?\d{2,7}(?:[ -]\d{2,5}){0,4}")
 _DATE: Final = re.compile(r"(?:19|20)\d\d[ .-]\d\d[ .-]\d\d|\d\d[ .-]\d\d[ .-](?:19|20)\d\d")
+# `phonenumbers` takes a quarter of a millisecond per candidate and region. A table of numbers is thousands of them: the
+# first are asked about in every region, the next only where their count of digits fits, the rest by shape alone.
+THOROUGH_TRIES: Final = 256
+TRIES: Final = 1_024
 _MARGIN_CHARS: Final = 12  # an extension ("ext. 123"), and the neighbours that `phonenumbers` looks at
 
 
@@ -42,26 +46,43 @@ class PhoneScanner:
 
     def __init__(self, regions: Sequence[str] = DEFAULT_REGIONS) -> None:
         self._regions = tuple(regions)
-        for region in self._regions:  # loads the region's metadata
-            phonenumbers.is_valid_number(phonenumbers.parse("5551234567", region))
+        self._national: dict[str, re.Pattern[str]] = {}
+        for region in self._regions:
+            metadata = phonenumbers.PhoneMetadata.metadata_for_region(region)
+            assert metadata is not None  # the region was checked
+            assert metadata.general_desc is not None
+            pattern = metadata.general_desc.national_number_pattern
+            self._national[region] = re.compile(rf"(?:{metadata.national_prefix or ''})?(?:{pattern})")
 
     def find(self, text: str, taken: Places) -> Iterator[Found]:
         """Phone numbers that touch nothing of ``taken`` (cards and accounts have digits too)."""
+        tries = 0
         for candidate in _CANDIDATE.finditer(text):
             start, end = candidate.span()
             if taken.overlap(start, end):
                 continue
-            found = self._valid(text, start, end) or _shaped(text, start, end)
+            regions = self._plausible(text[start:end], tries)
+            tries += len(regions)
+            found = self._valid(text, start, end, regions) or _shaped(text, start, end)
             if found is not None:
                 score = with_context(found.score) if has_context(text, start, CONTEXT) else found.score
                 yield Found(found.kind, found.start, found.end, score)
 
-    def _valid(self, text: str, start: int, end: int) -> Found | None:
+    def _plausible(self, number: str, tries: int) -> tuple[str, ...]:
+        """Regions in which to look for the number, given how often `phonenumbers` was asked about this text."""
+        if tries >= TRIES:
+            return ()
+        if number.startswith(("+", "(+")):  # the plus sign says the country: one region answers for all
+            return self._regions[:1]
+        if tries < THOROUGH_TRIES:
+            return self._regions
+        digits = re.sub(r"\D", "", number)
+        return tuple(region for region in self._regions if self._national[region].fullmatch(digits))
+
+    def _valid(self, text: str, start: int, end: int, regions: Sequence[str]) -> Found | None:
         """The number that `phonenumbers` accepts."""
         begin = max(0, start - 2)
         window = text[begin : end + _MARGIN_CHARS]
-        # A plus sign says the country: one region answers for all.
-        regions = self._regions[:1] if "+" in text[start : start + 2] else self._regions
         for region in regions:
             for match in phonenumbers.PhoneNumberMatcher(window, region, leniency=phonenumbers.Leniency.VALID):
                 if begin + match.start < end:

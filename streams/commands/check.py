@@ -147,7 +147,9 @@ def _show(answer: Answer) -> None:
     for failed in answer.coverage.failed:
         print(f"could not look: {failed.guard} ({failed.code})")
     skipped = f"; nothing to look at: {', '.join(answer.coverage.skipped)}" if answer.coverage.skipped else ""
-    print(f"looked: {', '.join(answer.coverage.scanned) or 'nobody'}{skipped}; {answer.timing.total_ms:.1f} ms")
+    pending = f"; looks later: {', '.join(answer.coverage.pending)}" if answer.coverage.pending else ""
+    scanned = ", ".join(answer.coverage.scanned) or "nobody"
+    print(f"looked: {scanned}{skipped}{pending}; {answer.timing.total_ms:.1f} ms")
 
 
 def _places(reason: Any) -> str:

@@ -38,7 +38,7 @@ FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A policy fil
 def validate(file: FileArgument, profile: ProfileOption = None, as_json: JsonOption = False) -> None:
     """Check a policy file: keys, values, rules, guards and their options. Exit code 2 names each fault's key path.
 
-    Guards are loaded (with their models) only where the policy sets options or stages for them.
+    Guards are loaded (with their models) only where the policy sets options or stages for them, or where they are slow.
     """
     from guards.policy import Policy
 
@@ -62,13 +62,15 @@ def _check_options(file: Path, policy: Policy, profile: str | None) -> None:
     ]
     for number, override in enumerate(policy.document.overrides):
         named += [(f"overrides.{number}.guards.{name}", name, change) for name, change in override.guards.items()]
-    tuned = [(path, name, settings) for path, name, settings in named if settings.options or settings.stages]
+    slow = policy.slow_guards  # some of their options are required
+    tuned = [entry for entry in named if entry[2].options or entry[2].stages or entry[1] in slow]
     if not tuned:
         return
     chosen = load_settings(profile)
     guards = build(sorted({name for _, name, _ in tuned}), chosen.guards, chosen.model_store())
     for path, name, settings in tuned:
-        options_of(guards[name].options_type, settings.options or {}, f"{path}.options")
+        options = {**policy.guards[name].options, **(settings.options or {})}
+        options_of(guards[name].options_type, options, f"{path}.options")
         impossible = set(settings.stages or ()) - guards[name].stages
         if impossible:
             raise PolicyError(str(file), [f"{path}.stages: it cannot look at the stage {min(impossible)!r}"])

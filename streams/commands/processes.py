@@ -1,4 +1,4 @@
-"""`tidegate worker checks`, `tidegate worker monitor`, `tidegate sidecar`: the processes that run on."""
+"""`tidegate worker checks`, `… slow`, `… monitor`, `tidegate sidecar`: the processes that run on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ StatusPortOption = Annotated[
 ]
 HostOption = Annotated[str | None, typer.Option("--host", help="Address to listen on. Default: 127.0.0.1.")]
 
-worker = sub_app("Run a stream processor: [bold]checks[/bold] decides, [bold]monitor[/bold] keeps windows and alerts.")
+worker = sub_app(
+    "Run a stream processor: [bold]checks[/bold] decides, [bold]slow[/bold] asks judges and webhooks and amends, "
+    "[bold]monitor[/bold] keeps windows and alerts."
+)
 
 
 @worker.command(
@@ -53,6 +56,27 @@ def checks(
     from streams.worker.checks import run_checks
 
     raise typer.Exit(run(run_checks(settings)))
+
+
+@worker.command(epilog=examples("tidegate worker slow", "OPENAI_API_KEY=… tidegate worker slow --policy-file p.yaml"))
+def slow(
+    kafka: KafkaOption = None,
+    redis: RedisOption = None,
+    profile: ProfileOption = None,
+    policy_file: PolicyFileOption = None,
+    status_port: StatusPortOption = None,
+    host: HostOption = None,
+) -> None:
+    """Run the policy's slow guards (judge, webhook) behind the checks, publish amendments of decisions.
+
+    Needed only where a policy names such guards; without them it passes events over. The environment variables that
+    the policy names must be set here. Stops on SIGTERM or Ctrl-C; what was not answered by then is asked again.
+    """
+    _title("worker slow")
+    settings = _settings(kafka, redis, profile, policy_file, status_port=status_port, status_host=host)
+    from streams.worker.slow import run_slow
+
+    raise typer.Exit(run(run_slow(settings)))
 
 
 @worker.command(epilog=examples("tidegate worker monitor", "tidegate worker monitor --status-port 9101"))

@@ -47,9 +47,10 @@ REFRESH_S: Final = 1.0
 EMBEDDED_GROUPS: Final = {"session_timeout_ms": 6_000, "heartbeat_interval_ms": 1_500}
 """Tansu lets a consumer group wait half the session time-out for more members: 3 s at each start instead of 5."""
 
-CHECKS, MONITOR, SIDECAR, DEMO = "worker checks", "worker monitor", "sidecar", "demo"
-STOP_ORDER: Final = ((DEMO,), (SIDECAR,), (CHECKS, MONITOR), ("store",), ("broker",))
-GRACE_S: Final = {DEMO: 0.5, SIDECAR: 2.5, CHECKS: 4.5, MONITOR: 4.5}
+CHECKS, SLOW, MONITOR = "worker checks", "worker slow", "worker monitor"
+SIDECAR, DEMO = "sidecar", "demo"
+STOP_ORDER: Final = ((DEMO,), (SIDECAR,), (CHECKS, SLOW, MONITOR), ("store",), ("broker",))
+GRACE_S: Final = {DEMO: 0.5, SIDECAR: 2.5, CHECKS: 4.5, SLOW: 4.5, MONITOR: 4.5}
 """With the store's and the broker's second each, the worst case of a stop is 9.5 s."""
 
 
@@ -68,7 +69,8 @@ class UpOptions(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What will run, with all addresses fixed."""
+    """What will run, with all addresses fixed. ``status_ports``: by worker, of those that run: the slow one only where
+    the policy that is started with names a slow guard."""
 
     settings: Settings
     demo: bool
@@ -94,8 +96,8 @@ def make_ready(options: UpOptions) -> Plan:
         kafka={"bootstrap": options.kafka},
         redis={"url": options.redis},
     )
-    if settings.policy_file is not None:
-        Policy.load(settings.policy_file)
+    first = Policy.default() if settings.policy_file is None else Policy.load(settings.policy_file)
+    workers = (CHECKS, SLOW, MONITOR) if first.slow_guards else (CHECKS, MONITOR)
     host = settings.sidecar.host
     port = settings.sidecar.port or free_port()
     require_free(port, "sidecar", "--port", host)
@@ -118,7 +120,7 @@ def make_ready(options: UpOptions) -> Plan:
         broker=broker,
         store=store,
         logs=logs,
-        status_ports=dict(zip((CHECKS, MONITOR), free_ports(2), strict=True)),
+        status_ports=dict(zip(workers, free_ports(len(workers)), strict=True)),
         display=display_for(as_json=options.json),
         profile=options.profile,
     )
@@ -165,7 +167,8 @@ class _Up:
         settings = plan.settings
         self._url = f"http://{settings.sidecar.host}:{settings.sidecar.port}"
         self._status_urls = {name: f"http://127.0.0.1:{port}" for name, port in plan.status_ports.items()}
-        self._services = {name: self._service(name) for name in (CHECKS, MONITOR, SIDECAR, DEMO)}
+        self._kept = (*plan.status_ports, SIDECAR)
+        self._services = {name: self._service(name) for name in (*self._kept, DEMO)}
         self._watch = TrafficWatch(
             settings.kafka, self._url, [f"{url}/metrics" for url in (self._url, *self._status_urls.values())]
         )
@@ -201,7 +204,7 @@ class _Up:
     async def _work(self) -> None:
         self._display.step("starting broker and store")
         await self._start_embedded()
-        for name in (CHECKS, MONITOR, SIDECAR):
+        for name in self._kept:
             self._supervisor.keep(self._services[name])
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -229,7 +232,7 @@ class _Up:
         self._plan.broker.service.wait_until_answers(START_TIMEOUT_S)
         await create_topics(self._plan.settings.kafka)
         self._watch.forget_alerts()
-        self._supervisor.restart(["store", CHECKS, MONITOR, SIDECAR, DEMO])
+        self._supervisor.restart(["store", *self._kept, DEMO])
         self._display.say("the broker's topics are empty again; everything was started anew")
 
     async def _show(self) -> None:
@@ -301,7 +304,7 @@ class _Up:
         """What ``--json`` prints and ``up.json`` beside the logs holds while it runs. No credentials."""
         plan, settings = self._plan, self._plan.settings
         services = [each.service for each in (plan.broker, plan.store) if each is not None]
-        services += [self._services[name] for name in (CHECKS, MONITOR, SIDECAR, DEMO)]
+        services += [self._services[name] for name in (*self._kept, DEMO)]
         redis = urlsplit(settings.redis.url.get_secret_value())
         processes: dict[str, dict[str, Any]] = {}
         for service in services:

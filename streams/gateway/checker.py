@@ -215,13 +215,16 @@ class Checker:
         resolved = policy.resolve(exchange.tenant, exchange.route)
         failed: list[Failed] = []
         skipped: list[str] = []
+        pending: list[str] = []
         for name, settings in resolved.guards.items():
             stages: Collection[Stage]
             if settings.stages is not None:
                 stages = settings.stages
             else:  # without an engine it is not known at which stages a guard can look: assume that it can
                 stages = self._engine.guards[name].stages if self._engine is not None else (stage,)
-            if stage in stages and (settings.inline or self._settings.mode != "hybrid"):
+            if stage in stages and name in policy.slow_guards:
+                pending.append(name)
+            elif stage in stages and (settings.inline or self._settings.mode != "hybrid"):
                 failed.append(Failed(name, code))
             else:
                 skipped.append(name)
@@ -232,7 +235,7 @@ class Checker:
             policy=policy.ref,
             reasons=verdict.reasons,
             shadow=verdict.shadow,
-            coverage=Coverage((), tuple(skipped), tuple(failed)),
+            coverage=Coverage((), tuple(skipped), tuple(failed), tuple(pending)),
         )
 
     # ------------------------------------------------------------ over the stream

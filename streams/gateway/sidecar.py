@@ -167,8 +167,15 @@ class Sidecar:
             metrics.GUARD_ERRORS.labels(guard).inc()
             self.log.error("a guard raised", guard=guard, error=type(error).__name__)
 
-        engine = Engine(policy, models=self.settings.model_store(), options=self.settings.guards, on_error=on_error)
+        engine = Engine(
+            policy,
+            models=self.settings.model_store(),
+            options=self.settings.guards,
+            on_error=on_error,
+            hasher=self.hasher.mask,
+        )
         engine.warm()
+        metrics.SCREENS.add(engine)
         return engine
 
     async def _wait_for_store(self) -> None:

@@ -12,7 +12,7 @@ from guards.types import Action
 from streams.events import Bad, BadCode, Labels, RequestEvent, ResponseEvent, decode, labels_of, to_ms
 from streams.monitor.prices import Prices
 from streams.monitor.windows import OVERFLOW, Addition, Series
-from streams.records import DecisionRecord
+from streams.records import Amendment, DecisionRecord, Judged
 from streams.topics import DECISIONS, REQUESTS, RESPONSES
 
 __all__ = ["SOURCES", "Fact", "addition_of", "dead", "duplicate", "read", "series_of"]
@@ -23,7 +23,7 @@ SOURCES: Final = (REQUESTS, RESPONSES, DECISIONS)
 FUTURE_MAX_MS: Final = 86_400_000
 """An event that says it is more than a day later than its record is taken at the record's time: its clock is wrong."""
 
-Kind = Literal["request", "response", "decision"]
+Kind = Literal["request", "response", "decision", "amendment"]
 
 
 class Fact(msgspec.Struct, frozen=True):
@@ -33,7 +33,7 @@ class Fact(msgspec.Struct, frozen=True):
     """
 
     kind: Kind
-    event: RequestEvent | ResponseEvent | DecisionRecord
+    event: RequestEvent | ResponseEvent | Judged
     time_ms: int
     claim: tuple[str, ...]
     run: str = ""
@@ -52,11 +52,11 @@ class Fact(msgspec.Struct, frozen=True):
     def labels(self, request: Labels | None = None) -> Labels:
         """The labels, without the user; what a response leaves out comes from ``request``."""
         event = self.event
-        labels = event.labels if isinstance(event, DecisionRecord) else labels_of(event, request)
+        labels = event.labels if isinstance(event, Judged) else labels_of(event, request)
         return msgspec.structs.replace(labels, tenant=event.tenant, user="")
 
 
-_decisions = msgspec.json.Decoder(DecisionRecord)
+_decisions = msgspec.json.Decoder(DecisionRecord | Amendment)
 
 
 def read(topic: str, raw: bytes | None, timestamp_ms: int, run: str = "") -> Fact | Bad:
@@ -94,7 +94,8 @@ def _read_decision(raw: bytes | None, timestamp_ms: int, run: str) -> Fact | Bad
     once: dict[str, tuple[str, ...]] = {
         name: ("once", record.tenant, record.exchange_id, record.stage, name) for name in seen
     }
-    return Fact("decision", record, time_ms, ("decision", *record.key), record.run or run, once)
+    kind: Kind = "amendment" if isinstance(record, Amendment) else "decision"
+    return Fact(kind, record, time_ms, (kind, *record.key), record.run or run, once)
 
 
 def _sane(time_ms: int, timestamp_ms: int) -> int:
@@ -113,17 +114,20 @@ def dead() -> Addition:
 
 
 def duplicate(fact: Fact) -> Addition:
-    """A record that was counted at another offset. Repeated decision records are expected, and silent."""
-    return Addition() if fact.kind == "decision" else Addition(totals={"deduplicated": 1})
+    """A record that was counted at another offset. Repeated records of ours are expected, and silent."""
+    return Addition() if isinstance(fact.event, Judged) else Addition(totals={"deduplicated": 1})
 
 
 def addition_of(fact: Fact, labels: Labels, series: Series, prices: Prices, own: Collection[str] = ()) -> Addition:
     """What a record that counts adds. ``own``: the counters of ``fact.once`` that this record is the first to tell.
 
-    Findings are those above their rule's threshold: below it, a finding is only a score.
+    Findings are those above their rule's threshold: below it, a finding is only a score. An amendment is no decision:
+    it adds the blocks and findings that its decision has not told.
     """
     event = fact.event
-    if isinstance(event, DecisionRecord):
+    if isinstance(event, Amendment):
+        return Addition(series, fact.time_ms, counters=dict.fromkeys(own, 1))
+    if isinstance(event, Judged):
         counters = {f"decision:{event.path}:{event.stage}:{event.decision}": 1, **dict.fromkeys(own, 1)}
         return Addition(series, fact.time_ms, counters=counters)
     if isinstance(event, RequestEvent):

@@ -11,7 +11,6 @@ import mode.loop
 mode.loop.use("uvloop")  # before Faust is imported
 
 import asyncio  # noqa: E402
-import contextlib  # noqa: E402
 import signal  # noqa: E402
 import ssl  # noqa: E402
 from collections import deque  # noqa: E402
@@ -31,7 +30,7 @@ __all__ = ["Entry", "Lifecycle", "OrderedAcks", "guarded", "make_app", "run_work
 COMMIT_INTERVAL_S = 1.0
 """Offsets are committed this often: a crash replays what was acknowledged since, and effects are idempotent."""
 
-STOP_TIMEOUT_S = 4.0
+STOP_TIMEOUT_S = 3.0
 """A graceful stop waits this long (`tidegate up` gives it 4.5 s); what is not acknowledged by then is redelivered to
 the next owner."""
 
@@ -58,9 +57,10 @@ class _Transport(Transport):  # type: ignore[misc]
     fetch_max_wait_ms: int = 1500
 
 
-def make_app(name: str, settings: Settings) -> faust.App:
+def make_app(name: str, settings: Settings, *, max_poll_interval_s: float = 300.0) -> faust.App:
     """A Faust application for raw bytes. ``name`` is the consumer group. Call it inside the running loop.
 
+    ``max_poll_interval_s``: a worker that asks for nothing for so long leaves the group, though its heart beats.
     No tables, no web server, no producer of Faust's is used; offsets start at the earliest.
     """
     kafka = settings.kafka
@@ -70,7 +70,7 @@ def make_app(name: str, settings: Settings) -> faust.App:
         broker_credentials=_credentials(kafka),
         broker_commit_interval=COMMIT_INTERVAL_S,
         broker_max_poll_records=POLL_RECORDS_MAX,
-        broker_max_poll_interval=300.0,
+        broker_max_poll_interval=max_poll_interval_s,
         broker_request_timeout=max(kafka.request_timeout_ms, kafka.session_timeout_ms + 5_000) / 1000,
         broker_session_timeout=kafka.session_timeout_ms / 1000,
         broker_heartbeat_interval=kafka.heartbeat_interval_ms / 1000,
@@ -198,6 +198,10 @@ class Lifecycle:
             self._log.error("giving up", why=why)
         self._event.set()
 
+    def ended(self, *, cleanly: bool) -> None:
+        """Said once at the end: whether all that was in flight could be finished and handed over in time."""
+        self._log.info("stopped", cleanly=cleanly)
+
     @property
     def stopping(self) -> bool:
         return self._event.is_set()
@@ -229,11 +233,17 @@ async def run_worker(app: faust.App, lifecycle: Lifecycle, *, stop: Callable[[],
         await lifecycle.wait()
     finally:
         watch.cancel()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(STOP_TIMEOUT_S):
-                await stop()
-                await app.stop()
+        ending = asyncio.create_task(_end(app, stop))
+        # Not `asyncio.timeout`: Faust may swallow the cancellation and go on.
+        _, late = await asyncio.wait({ending}, timeout=STOP_TIMEOUT_S)
+        ending.cancel()
+        lifecycle.ended(cleanly=not late)
     return lifecycle.exit_code
+
+
+async def _end(app: faust.App, stop: Callable[[], Awaitable[None]]) -> None:
+    await stop()
+    await app.stop()
 
 
 async def _watch(app: faust.App, lifecycle: Lifecycle) -> None:

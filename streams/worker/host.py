@@ -28,7 +28,7 @@ TICK_S: Final = 0.5
 TICK_LATE_S: Final = 10.0
 """An event loop that has not ticked for so long hangs."""
 
-CLOSE_S: Final = 2.0
+CLOSE_S: Final = 1.0
 """At the end, each part has so long to close; a client whose peer is gone may never."""
 
 
@@ -57,7 +57,7 @@ class Host:
         self._tasks.append(asyncio.create_task(guarded(work, self.lifecycle), name=name))
 
     def at_end(self, close: Close) -> None:
-        """Close this part at the end, the last one first."""
+        """Close this part at the end, together with the others."""
         self._closes.append(close)
 
     async def stop_background(self) -> None:
@@ -69,8 +69,7 @@ class Host:
     async def _close(self) -> None:
         for task in self._tasks:
             task.cancel()
-        for close in reversed(self._closes):
-            await close_within(close, CLOSE_S, self.log)
+        await asyncio.gather(*(close_within(close, CLOSE_S, self.log) for close in self._closes))
 
     async def _tick(self) -> None:
         while True:

@@ -25,7 +25,7 @@ async def test_allow() -> None:
         assert re.fullmatch(r"[0-9a-f]{12}", answer["policy"]["version"])
         assert (answer["reasons"], answer["shadow"]) == ([], [])
         assert answer["coverage"] == {
-            "scanned": ["pii", "toxicity", "hallucination"], "skipped": ["relevance"], "failed": [],
+            "scanned": ["pii", "toxicity", "hallucination"], "skipped": ["relevance"], "failed": [], "pending": [],
         }  # fmt: skip
         assert answer["timing"]["total_ms"] > 0
         assert set(answer["timing"]["guards"]) == {"pii", "toxicity", "hallucination"}

@@ -55,5 +55,5 @@ async def test_processes_agree_and_a_topic_made_anew_is_another_life(
 async def test_a_store_without_a_life_refuses(redis_settings: RedisSettings) -> None:
     store = Store(redis_settings)
     with pytest.raises(RuntimeError, match="not bound"):
-        await store.get_progress()
+        await store.get_progress("tidegate-checks")
     await store.close()

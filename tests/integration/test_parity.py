@@ -1,4 +1,4 @@
-"""One text, three ways in: the command line, HTTP and the topic give the same decision, reasons and scores."""
+"""One text, four ways in (library, command line, HTTP, topic): the same decision, reasons and scores."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ import sys
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
-from streams.settings import KafkaSettings
+from guards.engine import Engine
+from guards.models import ModelStore
+from guards.policy import Policy
+from guards.types import Exchange, Message
+from streams.settings import KafkaSettings, load_settings
 from streams.topics import DECISIONS, REQUESTS
 from tests.conftest import ROOT, Up
 from tests.integration.wire import fresh_id, publish, read_until, request
@@ -24,6 +29,12 @@ TEXTS = {
     "flag": "I hate you",
     "allow": "What are your opening hours on Sunday?",
 }
+
+
+@pytest.fixture(scope="module")
+def engine(model_store: ModelStore) -> Engine:
+    """As a library."""
+    return Engine(Policy.default(), models=model_store, options=load_settings("embedded").guards)
 
 
 def by_command(text: str) -> dict[str, Any]:
@@ -59,16 +70,19 @@ def said(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("decision", TEXTS)
-async def test_the_same_text_gets_the_same_verdict(tidegate_up: Up, decision: str) -> None:
+async def test_the_same_text_gets_the_same_verdict(tidegate_up: Up, engine: Engine, decision: str) -> None:
     text = TEXTS[decision]
-    first = by_command(text)
+    exchange = Exchange(messages=[Message("user", text)])
+    first = json.loads(msgspec.json.encode(engine.check(exchange, "request")))
     assert first["decision"] == decision
     assert said(by_http(tidegate_up, text)) == said(first)
     assert said(await by_topic(tidegate_up, text)) == said(first)
 
 
-def test_both_numbers_and_the_name_are_gone(tidegate_up: Up) -> None:
-    for answer in (by_command(CARD), by_http(tidegate_up, CARD)):
+def test_the_command_says_it_too_and_both_numbers_and_the_name_are_gone(tidegate_up: Up) -> None:
+    command, http = by_command(CARD), by_http(tidegate_up, CARD)
+    assert said(command) == said(http)
+    for answer in (command, http):
         (message,) = answer["messages"]
         for secret in ("4111", "John", "Smith", "0143"):
             assert secret not in message["content"]

@@ -224,6 +224,10 @@ def test_a_sentence_transformers_folder_is_the_shared_encoder(tmp_path: Path) ->
     assert float(np.sum(together[:4] * expected, axis=1).min()) > 0.98
     if store.list()[-1].choice.chosen == "fp32":  # type: ignore[union-attr]
         np.testing.assert_allclose(together[:4], expected, atol=1e-3)
+    for guard in ("toxicity", "injection"):  # the heads know the bundled encoder's embeddings only
+        with pytest.raises(ConfigError, match=f"guards.{guard}: its head was trained on the bundled encoder"):
+            made(guard, {}, store)
+    assert encoder.version in made("relevance", {}, store).version
     alone = np.concatenate([encoder.encode([text]) for text in (*texts, "", LONG)])
     np.testing.assert_allclose(together, alone, atol=1e-5)
 

@@ -28,6 +28,7 @@ COMMANDS = (
     ("replay",),
     ("windows",),
     ("doctor",),
+    ("eval",),
     ("schema",),
     *(("worker", name) for name in ("checks", "monitor")),
     *(("policy", name) for name in ("validate", "test", "apply", "show", "schema")),

@@ -128,6 +128,17 @@ def test_a_response_without_its_request_says_so() -> None:
     assert exchange_of(response).messages is None
 
 
+def test_a_reference_is_the_responses_own_or_that_of_its_request() -> None:
+    request = decode(raw(REQUEST, reference="At nine."))
+    assert isinstance(request, RequestEvent)
+    for own, expected in ((None, "At nine."), ("At ten.", "At ten."), ("", "")):
+        response = decode(raw(RESPONSE, reference=own, logprobs={"content": []}))
+        assert isinstance(response, ResponseEvent)
+        assert exchange_of(response, request).reference == expected
+        assert exchange_of(response).reference == (own or "")
+        assert exchange_of(response, request).logprobs == {"content": []}
+
+
 def test_times_survive() -> None:
     event = decode(raw(REQUEST, time="2026-11-24T10:00:00.123Z"))
     assert isinstance(event, RequestEvent)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from guards.artifacts import Artifacts
-from guards.grounding import MAX_CHARS, MAX_COMPARED, GroundingGuard, build
+from guards.grounding import MAX_CHARS, GroundingGuard, build
 from guards.guard import NoOptions
-from guards.models import ModelState, ModelStore
+from guards.models import ModelStore
 from guards.sentences import passages, sentences
 from guards.text import texts_of
 from guards.types import Document, Exchange, Failure, FailureCode, Hit, Message, Unit
@@ -27,14 +27,6 @@ DOCUMENTS = (
 )
 
 Hits = Callable[..., dict[str, Hit]]
-
-
-@pytest.fixture(scope="module")
-def store() -> ModelStore:
-    made = ModelStore()
-    if any(model.state is not ModelState.READY for model in made.list()):
-        pytest.fail(f"the models are not in {made.root}: run `python -m guards.models pull`")
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -134,16 +126,35 @@ def test_a_missing_request_and_a_too_large_text_are_failures(guard: GroundingGua
     ]
 
 
-def test_embeddings_are_few_announced_and_only_for_the_undecided(guard: GroundingGuard, store: ModelStore) -> None:
-    clear = _unit("The Old Bridge was built between 1472 and 1480. Purple elephants dance.", *DOCUMENTS)
-    undecided = _unit("The old stone bridge has about fourteen red arches. " * 100, *DOCUMENTS)
-    assert guard.needs(clear, OPTIONS).embed == ()
-    assert len(guard.needs(undecided, OPTIONS).embed) == 2 * MAX_COMPARED
-    artifacts = Artifacts(store.encoder, None)
-    artifacts.prepare(guard.needs(undecided, OPTIONS).embed, [])
-    sealed = Artifacts(None, None)
-    sealed._embeddings = artifacts._embeddings
-    assert len(guard.check([clear, undecided], OPTIONS, sealed)) == 2
+@pytest.mark.parametrize(
+    ("copied", "changed"),
+    [
+        ("The arches were destroyed in the flood.", "The arches were not destroyed in the flood."),
+        ("It has 14 arches of red sandstone.", "It has 41 arches of red sandstone."),
+        ("The bridge was built by Hans Brenner.", "The city of Hans Brenner was built by the arches."),
+        ("It has arches of red sandstone.", "I think that it has arches of red sandstone."),
+    ],
+)
+def test_a_small_change_of_a_quotation_raises_the_risk(hits: Hits, copied: str, changed: str) -> None:
+    assert hits(changed)["unsupported"].score > hits(copied)["unsupported"].score + 0.02
+
+
+def test_the_answer_is_as_risky_as_its_worst_sentence(hits: Hits) -> None:
+    good, bad = "The bridge has 14 arches of red sandstone.", "Tourists admire colourful fireworks every summer."
+    assert hits(f"{good} {bad}")["unsupported"].score >= hits(bad)["unsupported"].score
+
+
+def test_an_offer_and_a_question_back_claim_nothing(hits: Hits) -> None:
+    answer = "It was built by Hans Brenner. Would you like to know more about the other sights of the city?"
+    assert hits(answer)["unsupported"].score < 0.3
+    assert hits("Could you tell me which of the bridges you are asking about?")["unsupported"].score == 0
+
+
+def test_long_answers_and_documents_take_linear_time(guard: GroundingGuard, store: ModelStore) -> None:
+    sentence = "The old bridge number {} was built of red sandstone by a mason. "
+    text = "".join(sentence.format(number) for number in range(MAX_CHARS // 70))
+    (result,) = guard.check([_unit(text, text)], OPTIONS, Artifacts(store.encoder, None))
+    assert not isinstance(result, Failure)
 
 
 # ---------------------------------------------------------------- sentences
@@ -188,7 +199,7 @@ def test_on_public_groundedness_data(hits: Hits) -> None:
         for row in map(json.loads, itertools.islice(lines, 0, None, 4)):
             found = hits(row["response"], row["context"], question=row["question"])
             risks[row["label"]].append(found["unsupported"].score)
-    assert _area(*risks) > 0.82
+    assert _area(*risks) > 0.92
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="the development data is not beside this checkout")

@@ -15,22 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from guards.artifacts import Entity
 from guards.errors import ConfigError, ModelMissingError
 from guards.models import ModelPullError, ModelState, ModelStore, default_root, minilm
 from guards.models import store as store_module
 from guards.models.encoder import OVERLAP_TOKENS, WINDOW_TOKENS, _starts
-from guards.models.entities import CHUNK_CHARS, OVERLAP_CHARS, _chunks
+from guards.models.entities import CHUNK_CHARS, OVERLAP_CHARS, PACKAGE, _chunks
 from guards.models.precision import MIN_GAIN
 
 SENTENCE = "The river rises in the hills above Geneva and reaches the sea near Marseille. "
-
-
-@pytest.fixture(scope="module")
-def store() -> ModelStore:
-    made = ModelStore()
-    if any(model.state is not ModelState.READY for model in made.list()):
-        pytest.fail(f"the models are not in {made.root}: run `python -m guards.models pull`")
-    return made
 
 
 @pytest.fixture
@@ -227,6 +220,20 @@ def test_entities_do_not_depend_on_the_batch(store: ModelStore) -> None:
     assert together == [parser.parse([text])[0] for text in texts]
     people = [texts[0][entity.start : entity.end] for entity in together[0] if entity.label == "PERSON"]
     assert people == ["Angela Merkel", "Barack Obama"]
+
+
+def test_the_pipes_that_are_left_out_change_no_entity(store: ModelStore) -> None:
+    import spacy
+
+    texts = [
+        SENTENCE,
+        "Angela Merkel met Barack Obama in Berlin on 3 May.",
+        "ask john smith of IBM",
+        "Zoë's at 5 Elm St.",
+    ]
+    whole = spacy.load(PACKAGE)
+    expected = [tuple(Entity(e.start_char, e.end_char, e.label_) for e in whole(text).ents) for text in texts]
+    assert store.entities().parse(texts) == expected
 
 
 def test_entities_of_a_long_text_keep_their_places(store: ModelStore) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from guards.errors import PolicyError
-from guards.policy import Policy
+from guards.policy import Policy, options_of
 from guards.types import Action, Failed, FailureCode, Finding, Location, Redaction, Span, Stage, Verdict
 
 KINDS = ("PERSON", "EMAIL_ADDRESS", "CREDIT_CARD")
@@ -347,3 +349,44 @@ def test_a_file_that_cannot_be_read_is_a_policy_error(tmp_path: Path) -> None:
 
 def test_every_fault_is_told_at_once() -> None:
     assert len(problems("nam: a\nguards: {toxicity: {treshold: 0.3, inlin: true}}")) == 4
+
+
+# ---------------------------------------------------------------- options of guards
+
+
+class Topic(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("A topic needs a name")
+
+
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    topics: tuple[Topic, ...] = ()
+    by_name: dict[str, Topic] = {}
+    one: Topic | None = None
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"topic": []}, "o.topic: unknown key; did you mean 'topics'?"),
+        ({"topics": [{"name": "a"}, {"nme": "b"}]}, "o.topics.1.nme: unknown key; did you mean 'name'?"),
+        ({"by_name": {"x": {"wight": 1}}}, "o.by_name.*.wight: unknown key; did you mean 'weight'?"),
+        ({"one": {"nam": "a"}}, "o.one.nam: unknown key; did you mean 'name'?"),
+        ({"topics": [{"name": 3}]}, "o.topics.0.name: expected `str`, got `int`"),
+        ({"topics": {"name": "a"}}, "o.topics: expected `array`, got `object`"),
+        ({"topics": [{}]}, "o.topics.0: object missing required field `name`"),
+        ({"topics": [{"name": ""}]}, "o.topics.0: A topic needs a name"),
+    ],
+)
+def test_faults_in_nested_options_are_told_with_their_key_path(options: dict[str, Any], expected: str) -> None:
+    with pytest.raises(PolicyError) as caught:
+        options_of(Options, options, "o")
+    assert caught.value.problems == [expected]
+
+
+def test_options_are_typed_and_lists_become_tuples() -> None:
+    assert options_of(Options, {"topics": [{"name": "a", "weight": 2}]}, "o") == Options((Topic("a", 2.0),))

@@ -49,6 +49,13 @@ def test_two_cases_of_one_name_are_refused(tmp_path: Path) -> None:
         load_cases(write(tmp_path, case * 2))
 
 
+def test_a_case_may_say_a_good_answer(tmp_path: Path) -> None:
+    (case,) = load_cases(
+        write(tmp_path, "- {name: a, text: x, stage: response, reference: At nine., expect: {decision: allow}}\n")
+    )
+    assert case.exchange().reference == "At nine."
+
+
 def test_cases_lie_beside_their_policy() -> None:
     assert cases_path(Path("x/strict.yaml")) == Path("x/strict.cases.yaml")
 

@@ -32,6 +32,15 @@ def test_other_content_is_another_decision() -> None:
     assert HASHER.content(one) == HASHER.content(again)
 
 
+def test_another_reference_or_sureness_is_another_decision() -> None:
+    made = [
+        ResponseEvent(exchange_id="x", messages=[Message("assistant", "a")], reference=reference, logprobs=logprobs)
+        for reference in (None, "b")
+        for logprobs in (None, {"content": [{"logprob": -0.5}]})
+    ]
+    assert len({HASHER.content(event) for event in made}) == 4
+
+
 def test_a_record_holds_hash_and_length_of_what_was_found_and_no_text() -> None:
     event = ResponseEvent(exchange_id="x", messages=[Message("assistant", "card 4111 1111 1111 1111")])
     span = Span(start=5, end=24, kind="CREDIT_CARD", message=0)

@@ -11,7 +11,7 @@ import pytest
 
 from guards.artifacts import Artifacts
 from guards.guard import NoOptions
-from guards.models import ModelState, ModelStore
+from guards.models import ModelStore
 from guards.relevance import MAX_CHARS, RelevanceGuard, build
 from guards.text import texts_of
 from guards.types import Exchange, Failure, FailureCode, Function, Message, ToolCall, Unit
@@ -23,14 +23,6 @@ ON_TOPIC = "Open your order, choose 'Change address' and enter the new delivery 
 OFF_TOPIC = "The mitochondrion produces most of the chemical energy that a cell needs to live and to divide."
 
 Risk = Callable[..., float]
-
-
-@pytest.fixture(scope="module")
-def store() -> ModelStore:
-    made = ModelStore()
-    if any(model.state is not ModelState.READY for model in made.list()):
-        pytest.fail(f"the models are not in {made.root}: run `python -m guards.models pull`")
-    return made
 
 
 @pytest.fixture(scope="module")

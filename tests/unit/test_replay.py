@@ -199,6 +199,15 @@ def test_the_same_record_again_is_repeated_another_one_is_doubled() -> None:
     assert (book.decisions, book.repeated, book.doubled, book.missing) == (1, 1, 1, 0)
 
 
+def test_an_amendment_is_no_decision() -> None:
+    book = ledger(event("a"))
+    assert not book.decision(decision("a", schema="tidegate.amendment.v1", decision="block", revision=1))
+    assert book.missing == 1
+    book.decision(decision("a"))
+    assert not book.decision(decision("a", schema="tidegate.amendment.v1", decision="block", revision=1))
+    assert (book.decisions, book.repeated, book.doubled, book.missing) == (1, 0, 0, 0)
+
+
 def test_a_standing_record_of_another_run_counts() -> None:
     book = ledger(event("a"))
     assert book.decision(decision("a", run="an earlier one"))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from guards.artifacts import Artifacts
 from guards.errors import ConfigError, ModelMissingError
 from guards.guard import NoOptions
 from guards.models import ModelStore
-from guards.toxicity import MAX_PART_CHARS, ToxicityGuard, build
+from guards.toxicity import MAX_PART_CHARS, OPENING_CHARS, Lexical, ToxicityGuard, build
 from guards.types import Exchange, Failure, Hit, Stage, Text, Unit
 
 INSULT = "You are a stupid idiot."
@@ -22,11 +25,18 @@ def guard() -> ToxicityGuard:
     return build({}, ModelStore())
 
 
-def hit(guard: ToxicityGuard, text: str) -> Hit:
-    (result,) = guard.check([Unit((Text(text, "user"),), Exchange(), "request")], NoOptions(), Artifacts(None, None))
+ARTIFACTS = Artifacts(ModelStore().encoder, None)
+
+
+def unit(text: str, role: str = "user") -> Unit:
+    return Unit((Text(text, role),), Exchange(), "request")
+
+
+def hit(guard: ToxicityGuard, text: str, role: str = "user", kind: str = "toxicity") -> Hit:
+    (result,) = guard.check([unit(text, role)], NoOptions(), ARTIFACTS)
     assert not isinstance(result, Failure)
-    (only,) = result
-    return only
+    assert [hit.kind for hit in result] == ["toxicity", "severe_toxicity"]
+    return next(hit for hit in result if hit.kind == kind)
 
 
 def test_every_text_gets_a_score(guard: ToxicityGuard) -> None:
@@ -34,6 +44,38 @@ def test_every_text_gets_a_score(guard: ToxicityGuard) -> None:
     assert hit(guard, "Thank you, that was very helpful!").score < 0.1
     assert hit(guard, "").score < 0.1
     assert hit(guard, "").kind == "toxicity"
+
+
+@pytest.mark.parametrize(
+    "text", ["People like you should not be allowed to live.", "Nobody wants you here, crawl back under your rock."]
+)
+def test_what_is_hostile_without_a_swear_word_is_seen(guard: ToxicityGuard, text: str) -> None:
+    assert hit(guard, text).score > 2 * hit(guard, text, "tool").score
+
+
+def test_an_insult_is_severe_and_a_curse_is_not(guard: ToxicityGuard) -> None:
+    for text in ("You are a worthless piece of shit, go kill yourself.", "You fucking moron, I hate you."):
+        assert hit(guard, text, kind="severe_toxicity").score > 0.9
+    for text in ("Fuck this, the build is broken.", "What the hell is going on?", "This is stupid."):
+        severe = hit(guard, text, kind="severe_toxicity").score
+        assert severe < 0.7 < hit(guard, text).score
+
+
+@given(st.text(max_size=80) | st.sampled_from([INSULT, "shut up", "go die"]))
+def test_severe_is_never_more_than_toxic(guard: ToxicityGuard, text: str) -> None:
+    assert hit(guard, text, kind="severe_toxicity").score <= hit(guard, text).score
+
+
+@pytest.mark.parametrize("term", ["gay", "homosexual", "Muslim", "Jewish", "Black", "transgender", "blind"])
+def test_naming_a_group_is_not_toxic(guard: ToxicityGuard, term: str) -> None:
+    assert hit(guard, f"My colleague is a {term} woman and explained the project to me.").score < 0.3
+    assert hit(guard, f"All {term} people are filthy scum and should be shot.").score > 0.7
+
+
+def test_the_head_reads_the_opening_that_is_announced(guard: ToxicityGuard) -> None:
+    long = FILLER * 100
+    assert guard.needs(unit(long), NoOptions()).embed == (long[:OPENING_CHARS],)
+    assert guard.needs(unit(long, "tool"), NoOptions()).embed == ()
 
 
 def test_the_range_of_a_short_text_is_the_whole(guard: ToxicityGuard) -> None:
@@ -93,3 +135,12 @@ def test_unknown_options_and_backends_are_refused() -> None:
         build({"backend": "perspective"}, ModelStore())
     with pytest.raises(ConfigError, match="backend"):
         build({"backnd": "detoxify"}, ModelStore())
+
+
+@given(st.lists(st.text(max_size=60) | st.sampled_from(["you idiot", "what the hell", "a kind person"]), max_size=4))
+def test_the_words_weigh_what_the_package_says(texts: list[str]) -> None:
+    from profanity_check import predict_prob
+
+    odds = Lexical()._raw(texts)
+    expected = predict_prob(texts) if texts else []
+    assert 1 / (1 + np.exp(-odds)) == pytest.approx(expected, abs=1e-8)
