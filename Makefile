@@ -10,7 +10,8 @@ PYTEST := -m pytest -q -p no:cacheprovider -m "not standard"
 # These test the embedded broker itself: once is enough.
 EMBEDDED_ONLY := $(addprefix tests/integration/,test_embedded.py test_up.py test_parity.py)
 SUITES := $(wildcard tests/unit tests/contract tests/golden)
-BROKER_SUITES := $(wildcard tests/integration tests/faults)
+# Each of the two processes has a broker and a store of its own; a file's tests share them.
+BROKER_SUITES := -n 2 --dist loadfile $(wildcard tests/integration tests/faults)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -222,7 +222,7 @@ def main() -> None:
     options.add_argument("--profile", default="embedded")
     options.add_argument("--warm", type=int, default=10, help="exchanges before the clock starts")
     options.add_argument("--json", action="store_true", help="print the result as JSON")
-    options.add_argument("--save", metavar="NAME", help="write it to load-tests/results/NAME.json")
+    options.add_argument("--save", action="store_true", help="write it to load-tests/results/")
     arguments = options.parse_args()
 
     about = machine("onnxruntime", "spacy", "presidio-analyzer", "torch", "detoxify", "sentence-transformers")
@@ -246,7 +246,7 @@ def main() -> None:
             name: round(way["exchanges_per_s"] / base, 1) for name, way in result["ways"].items() if name != "bought"
         }
     if arguments.save:
-        save(arguments.save, result)
+        save(f"engine-{about['name']}", result)
     if arguments.json:
         print(json.dumps(result, indent=2))
         return

@@ -1,4 +1,4 @@
-"""What a result must carry to be quoted: processor, versions, command."""
+"""What a result must carry to be quoted: processor, versions, command. Result files are named by ``name``."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ def machine(*packages: str) -> dict[str, Any]:
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     model = re.search(r"model name\s*:\s*(.+)", info)
     flags = set((re.search(r"flags\s*:\s*(.+)", info) or ["", ""])[1].split())
+    processor = model[1].strip() if model else platform.processor() or "unknown"
     return {
-        "processor": model[1] if model else platform.processor(),
+        "name": re.sub(r"[^a-z0-9]+", "-", f"{processor}-{os.cpu_count()}".lower()).strip("-"),
+        "processor": processor,
         "extensions": [name for name in ("avx2", "avx512f", "avx512_vnni", "avx_vnni") if name in flags],
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "python": platform.python_version(),
+        "threads": os.environ.get("OMP_NUM_THREADS", "default"),
         "versions": {name: _version(name) for name in packages},
         "load_before": [round(value, 2) for value in os.getloadavg()],
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),

