@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
-from guards.answers import answer_texts, is_pleasantry, is_refusal, turns
+from guards.answers import answer_texts, turns
 from guards.artifacts import Artifacts
 from guards.errors import ConfigError
 from guards.folding import fold
@@ -28,7 +28,7 @@ from guards.models import ModelStore
 from guards.models.sources import spec_of
 from guards.policy import options_of
 from guards.sentences import Sentence, sentences
-from guards.support import number
+from guards.support import is_claim, number
 from guards.text import texts_of
 from guards.types import Failure, FailureCode, Hit, Range, Stage, Unit
 from guards.words import content_stems, names, numbers, stem, words
@@ -36,8 +36,6 @@ from guards.words import content_stems, names, numbers, stem, words
 __all__ = ["MAX_CHARS", "GroundingGuard", "Profile", "build"]
 
 RANGE_FROM: Final = 0.5  # a sentence at this risk or more is marked
-REFUSAL_WORDS: Final = 10  # "I don't know, but it was built in 1889 by …" claims something
-QUESTION_WORDS: Final = 3  # a question this short presupposes nothing
 MAX_COVERED: Final = 64  # claims that are held against each sentence of the documents; later ones against all at once
 NUMBER_RISK: Final = 0.9  # a number that neither documents nor conversation have
 NAME_RISK: Final = 0.7  # names are told by their capital letters alone, which nouns have too in German
@@ -186,7 +184,7 @@ def _claims(unit: Unit, known_numbers: frozenset[str]) -> list[_Claim]:
     for index, text in answer_texts(unit):
         found = sentences(text.text)
         for sentence in found:
-            if not _is_claim(sentence.text, alone=len(found) == 1):
+            if not is_claim(sentence.text, alone=len(found) == 1):
                 continue
             said = words(sentence.text)
             low = [word.text.lower() for word in said]
@@ -226,16 +224,6 @@ def _cover(content: frozenset[str], negated: bool, sources: Iterable[_Source]) -
             if shared > best:
                 best, unlike = shared, denies != negated
     return best / len(content), unlike or (best == 0 and negated)
-
-
-def _is_claim(sentence: str, *, alone: bool) -> bool:
-    """Short refusals, questions and pleasantries claim nothing; a single word does only if it is the whole answer."""
-    count = len(words(sentence))
-    if is_pleasantry(sentence) or (count <= REFUSAL_WORDS and is_refusal(sentence)):
-        return False
-    if sentence.endswith(("?", "？")):
-        return count > QUESTION_WORDS
-    return alone or count > 1
 
 
 def _given(unit: Unit) -> tuple[frozenset[str], frozenset[str]]:

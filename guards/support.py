@@ -25,6 +25,7 @@ PAIR_WEIGHT: Final = 0.2  # of word pairs in the support; the rest is single wor
 DECIDED_BELOW: Final = 0.15  # hardly a word in common: no likeness mends that
 DECIDED_ABOVE: Final = 0.85
 LIKENESS_WEIGHT: Final = 0.2  # of the embeddings where words do not decide
+QUESTION_WORDS: Final = 3  # a question this short presupposes nothing
 REFUSAL_WORDS: Final = 10  # "I don't know, but it was built in 1889 by …" claims something
 
 
@@ -39,10 +40,12 @@ class Source(NamedTuple):
 
 
 def is_claim(sentence: str, *, alone: bool) -> bool:
-    """Questions, short refusals and pleasantries claim nothing; a single word does only if it is the whole answer."""
+    """Short refusals, questions and pleasantries claim nothing; a single word does only if it is the whole answer."""
     count = len(words(sentence))
-    if sentence.endswith(("?", "？")) or is_pleasantry(sentence) or (count <= REFUSAL_WORDS and is_refusal(sentence)):
+    if is_pleasantry(sentence) or (count <= REFUSAL_WORDS and is_refusal(sentence)):
         return False
+    if sentence.endswith(("?", "？")):
+        return count > QUESTION_WORDS
     return alone or count > 1
 
 
